@@ -1,0 +1,77 @@
+//! Why a model server gave up before it could serve.
+//!
+//! The server writes one [`Failure`] as JSON to its container's termination message and exits; the operator reads it
+//! from the pod's status. That way the cause survives the container, needs no open port, and `kubectl describe pod`
+//! shows it as well.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a model could not be served, and what a person can do about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The class of the failure.
+    pub reason: FailureReason,
+    /// One sentence: what was expected, what came, what to do. Holds no secret, no path inside the container.
+    pub message: String,
+}
+
+/// The classes of failure a model server distinguishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FailureReason {
+    /// The uri is not one that the server can read.
+    SourceInvalid,
+    /// The source could not be reached: name resolution, connection, time-out or a 5xx answer.
+    SourceUnreachable,
+    /// The source answered that the model is not there (404, 410 or a missing file).
+    SourceNotFound,
+    /// The source refused access (401 or 403, or a file without read permission).
+    SourceForbidden,
+    /// The model is larger than the server's limit.
+    ModelTooLarge,
+    /// The bytes are not the ones that were asked for.
+    DigestMismatch,
+    /// The bytes are not a model, or a damaged one.
+    ModelInvalid,
+    /// A model that this server's runtime cannot run: operator set, operator or type.
+    ModelUnsupported,
+    /// The settings cannot be met: ports, threads, batching.
+    ConfigInvalid,
+    /// Anything else; the message says what.
+    Internal,
+}
+
+impl FailureReason {
+    /// Whether fetching is what failed, rather than loading what was fetched.
+    pub const fn is_artifact(self) -> bool {
+        matches!(
+            self,
+            Self::SourceInvalid
+                | Self::SourceUnreachable
+                | Self::SourceNotFound
+                | Self::SourceForbidden
+                | Self::ModelTooLarge
+                | Self::DigestMismatch
+        )
+    }
+
+    /// Whether trying again without a change by a person can help.
+    pub const fn is_transient(self) -> bool {
+        matches!(self, Self::SourceUnreachable | Self::Internal)
+    }
+
+    /// The name as it stands in conditions and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SourceInvalid => "SourceInvalid",
+            Self::SourceUnreachable => "SourceUnreachable",
+            Self::SourceNotFound => "SourceNotFound",
+            Self::SourceForbidden => "SourceForbidden",
+            Self::ModelTooLarge => "ModelTooLarge",
+            Self::DigestMismatch => "DigestMismatch",
+            Self::ModelInvalid => "ModelInvalid",
+            Self::ModelUnsupported => "ModelUnsupported",
+            Self::ConfigInvalid => "ConfigInvalid",
+            Self::Internal => "Internal",
+        }
+    }
+}
