@@ -1,0 +1,3 @@
+module ortolan/tests/cluster/cli
+
+go 1.26
