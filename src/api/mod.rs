@@ -1,0 +1,258 @@
+//! The API, `ortolan.dev/v1alpha1`: what a user writes and what Ortolan answers in `status`.
+//!
+//! Only types, their schema and their CEL rules. A rule stands at the field it is about and its message says what was
+//! expected, because it is what `kubectl apply` prints. There are no webhooks: whatever must be refused is refused by
+//! the schema or by a rule; whatever passes is parsed once, by [`validated`].
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod conditions;
+pub mod names;
+mod quantity;
+mod status;
+pub mod validated;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use quantity::Quantity;
+pub use status::{LatencyStatus, ModelDeploymentStatus, RevisionStatus, ScalingStatus, VariantStatus};
+
+/// A machine-learning model to serve, and how.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "ortolan.dev",
+    version = "v1alpha1",
+    kind = "ModelDeployment",
+    doc = "A machine-learning model to serve: Ortolan runs inference servers for it and scales them from observed latency.",
+    namespaced,
+    shortname = "md",
+    category = "all",
+    status = "ModelDeploymentStatus",
+    derive = "PartialEq",
+    cel,
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Stable", type_ = "string", json_path = ".status.stable.revision"),
+    printcolumn(name = "Candidate", type_ = "string", json_path = ".status.candidate.revision"),
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.replicas"),
+    printcolumn(name = "P99", type_ = "string", json_path = ".status.variants[0].latency.p99"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = "1"
+    ),
+    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("the name becomes a Service's: at most 40 characters a-z, 0-9 and '-', beginning with a letter")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.replicas) || !has(self.scaling.latency)")
+        .message("replicas is set by hand or by an autoscaler of your own; with scaling.latency Ortolan decides: remove one of the two"),
+    validation = Rule::new("!has(self.replicas) || self.replicas >= self.scaling.minReplicas")
+        .message("replicas must not be below scaling.minReplicas")
+)]
+pub struct ModelDeploymentSpec {
+    /// The model that is served.
+    pub model: Model,
+    /// How one inference server runs.
+    #[serde(default)]
+    pub server: Server,
+    /// How many inference servers run.
+    #[serde(default)]
+    pub scaling: Scaling,
+    /// A fixed number of inference servers, for `kubectl scale` and for an autoscaler of your own. Only without
+    /// `scaling.latency`; `scaling.minReplicas` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub replicas: Option<u32>,
+}
+
+/// Where the model's bytes come from.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
+pub struct Model {
+    /// `https://HOST/PATH` or `http://HOST/PATH`; `pvc://CLAIM/PATH` or `configmap://NAME/KEY` in the same namespace;
+    /// `file:///PATH` for a model that is part of the server's image.
+    #[schemars(length(max = 2048))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^(https?://[^/?#]+/.+|pvc://[a-z0-9][-a-z0-9.]*/.+|configmap://[a-z0-9][-a-z0-9.]*/[-._a-zA-Z0-9]+|file:///.+)$')")
+            .message("the uri must be https://HOST/PATH, http://HOST/PATH, pvc://CLAIM/PATH, configmap://NAME/KEY or file:///PATH"),
+        validation = Rule::new("!self.matches('^[a-z]+://[^/?#]*@')")
+            .message("the uri must not hold a user name or password: everyone who may read this object would see it"),
+        validation = Rule::new("!self.matches('(^|/)[.][.](/|$)')").message("the uri must not contain '..'")
+    )]
+    pub uri: String,
+    /// The SHA-256 of the model's bytes: 64 lower-case hexadecimal digits. Other bytes are refused. When absent, the
+    /// digest of what the server fetched stands in `status.stable.digest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{64}$')")
+        .message("sha256 must be 64 lower-case hexadecimal digits, as sha256sum prints them"))]
+    pub sha256: Option<String>,
+    /// The format of the bytes.
+    #[serde(default)]
+    pub format: Format,
+}
+
+/// The formats of a model.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum Format {
+    /// Open Neural Network Exchange.
+    #[default]
+    Onnx,
+}
+
+/// How one inference server runs.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Server {
+    /// What the server's container asks for and may use.
+    #[serde(default)]
+    pub resources: Resources,
+    /// How requests are put together into batches.
+    #[serde(default)]
+    pub batching: Batching,
+    /// Threads for one execution of the model; by default the CPU limit, rounded up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 256))]
+    pub threads: Option<u32>,
+}
+
+/// What a container asks for and may use.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    cel,
+    validation = Rule::new("!has(self.requests) || !has(self.limits) || !has(self.requests.cpu) || !has(self.limits.cpu) || quantity(string(self.requests.cpu)).compareTo(quantity(string(self.limits.cpu))) <= 0")
+        .message("requests.cpu must not be above limits.cpu"),
+    validation = Rule::new("!has(self.requests) || !has(self.limits) || !has(self.requests.memory) || !has(self.limits.memory) || quantity(string(self.requests.memory)).compareTo(quantity(string(self.limits.memory))) <= 0")
+        .message("requests.memory must not be above limits.memory")
+)]
+pub struct Resources {
+    /// What the scheduler sets aside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<ResourceAmounts>,
+    /// What the container cannot exceed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<ResourceAmounts>,
+}
+
+/// Amounts of CPU and memory.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
+pub struct ResourceAmounts {
+    /// CPUs, as in `500m` or `2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))")
+        .message("cpu must be a positive quantity such as 500m or 2"))]
+    pub cpu: Option<Quantity>,
+    /// Memory in bytes, as in `512Mi` or `2Gi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))")
+        .message("memory must be a positive quantity such as 512Mi or 2Gi"))]
+    pub memory: Option<Quantity>,
+}
+
+/// How requests are put together into batches.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
+pub struct Batching {
+    /// The most rows executed at once; also the most that one request may bring. 1 switches batching off.
+    #[serde(default = "default_max_size")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub max_size: u32,
+    /// How long a batch that is not full may wait for more rows while the server is free. `0s`: it never waits.
+    #[serde(default = "default_max_delay")]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,6}(ms|s)$') && duration(self) <= duration('10s')")
+        .message("maxDelay must be a duration from 0s to 10s such as 2ms"))]
+    pub max_delay: String,
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        Self { max_size: default_max_size(), max_delay: default_max_delay() }
+    }
+}
+
+fn default_max_size() -> u32 {
+    32
+}
+
+fn default_max_delay() -> String {
+    "0s".to_owned()
+}
+
+/// How many inference servers run.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    cel,
+    validation = Rule::new("!has(self.maxReplicas) || self.minReplicas <= self.maxReplicas")
+        .message("minReplicas must not be above maxReplicas"),
+    validation = Rule::new("has(self.latency) == has(self.maxReplicas)")
+        .message("latency and maxReplicas go together: a latency target needs to know how far it may scale, and without a target nothing scales")
+)]
+pub struct Scaling {
+    /// The fewest servers.
+    #[serde(default = "default_min_replicas")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub min_replicas: u32,
+    /// The most servers; with `latency`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_replicas: Option<u32>,
+    /// The latency to keep, by adding and removing servers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<LatencyTarget>,
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self { min_replicas: default_min_replicas(), max_replicas: None, latency: None }
+    }
+}
+
+fn default_min_replicas() -> u32 {
+    1
+}
+
+/// A latency to keep: of `quantile` of the requests, measured in the server from a request's arrival to its answer.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
+pub struct LatencyTarget {
+    /// The share of requests that must be answered within `target`.
+    #[serde(default)]
+    pub quantile: Quantile,
+    /// The duration within which they must be answered.
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,6}(ms|s|m)$') && duration(self) > duration('0s')")
+        .message("target must be a duration above zero such as 50ms or 2s"))]
+    pub target: String,
+}
+
+/// The quantiles that can be a target.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum Quantile {
+    /// Half of the requests.
+    P50,
+    /// 90 % of the requests.
+    P90,
+    /// 95 % of the requests.
+    P95,
+    /// 99 % of the requests.
+    #[default]
+    P99,
+}
