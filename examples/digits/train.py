@@ -140,7 +140,7 @@ def manifest(onnx: bytes) -> str:
     """The model in a ConfigMap and the ModelDeployment that serves it, for `kubectl apply`."""
     return f"""\
 # Written by train.py. The model is small enough to travel in a ConfigMap, so that this one file is all it takes;
-# larger ones belong in an object store (`uri: s3://…`).
+# larger ones are fetched from a web or object store (`uri: https://…`) or a volume (`uri: pvc://…`).
 apiVersion: v1
 kind: ConfigMap
 metadata:
