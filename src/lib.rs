@@ -4,4 +4,6 @@
 //! docs/architecture.md is the map.
 
 pub mod api;
+pub mod render;
+pub mod rollout;
 pub mod scale;

@@ -1,0 +1,231 @@
+//! The Deployment of one revision: identical inference servers.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
+        core::v1::{
+            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction,
+            KeyToPath, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+            ResourceRequirements, SeccompProfile, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
+        },
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+use ortolan_protocol::ports;
+
+use super::{Snapshot, metadata};
+use crate::api::{
+    ResourceAmounts, Resources, names,
+    validated::{DesiredModel, InvalidSpec, Source},
+};
+
+/// The user and group of the server's image.
+const USER: i64 = 65532;
+/// Where a volume with the model is mounted.
+const MODEL_VOLUME: &str = "/model";
+/// Where the server keeps a fetched model.
+const CACHE: &str = "/cache";
+/// Seconds for which a stopping server goes on answering while clients and kube-proxy learn that it leaves.
+const DRAIN_DELAY: i64 = 5;
+/// Seconds that requests under way get after that.
+const DRAIN_TIMEOUT: i64 = 25;
+/// Seconds after which servers that do not become ready count as stalled.
+const PROGRESS_DEADLINE: i32 = 300;
+
+/// The Deployment of `revision` with `replicas` servers.
+pub fn deployment(
+    model: &DesiredModel,
+    revision: &str,
+    snapshot: &Snapshot,
+    replicas: u32,
+) -> Result<Deployment, InvalidSpec> {
+    let labels = names::revision_labels(&model.name, names::DEFAULT_VARIANT, revision);
+    let name = names::deployment(&model.name, names::DEFAULT_VARIANT, revision);
+    let selector = LabelSelector { match_labels: Some(labels.clone()), ..LabelSelector::default() };
+    let pod = pod(model, revision, snapshot, &selector)?;
+    Ok(Deployment {
+        metadata: metadata(model, name, labels.clone()),
+        spec: Some(DeploymentSpec {
+            replicas: i32::try_from(replicas).ok(),
+            selector,
+            strategy: Some(DeploymentStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                rolling_update: Some(RollingUpdateDeployment {
+                    max_surge: Some(IntOrString::Int(1)),
+                    max_unavailable: Some(IntOrString::Int(0)),
+                }),
+            }),
+            progress_deadline_seconds: Some(PROGRESS_DEADLINE),
+            revision_history_limit: Some(1),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+                spec: Some(pod),
+            },
+            ..DeploymentSpec::default()
+        }),
+        status: None,
+    })
+}
+
+fn pod(
+    model: &DesiredModel,
+    revision: &str,
+    snapshot: &Snapshot,
+    selector: &LabelSelector,
+) -> Result<PodSpec, InvalidSpec> {
+    let source = snapshot.spec.source()?;
+    let cache =
+        Volume { name: "cache".to_owned(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() };
+    let mut volumes = vec![cache];
+    volumes.extend(model_volume(&source));
+    Ok(PodSpec {
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(DRAIN_DELAY + DRAIN_TIMEOUT + 10),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(USER),
+            run_as_group: Some(USER),
+            fs_group: Some(USER),
+            // A large volume is not walked at every start of a pod.
+            fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
+            ..PodSecurityContext::default()
+        }),
+        topology_spread_constraints: Some(vec![TopologySpreadConstraint {
+            max_skew: 1,
+            topology_key: "kubernetes.io/hostname".to_owned(),
+            when_unsatisfiable: "ScheduleAnyway".to_owned(),
+            label_selector: Some(selector.clone()),
+            ..TopologySpreadConstraint::default()
+        }]),
+        containers: vec![container(model, revision, snapshot, &source)],
+        volumes: Some(volumes),
+        ..PodSpec::default()
+    })
+}
+
+fn container(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: &Source) -> Container {
+    let port = |name: &str, port: u16| ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: i32::from(port),
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    };
+    let mount = |name: &str, path: &str, read_only| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only,
+        ..VolumeMount::default()
+    };
+    let mut mounts = vec![mount("cache", CACHE, None)];
+    if model_volume(source).is_some() {
+        mounts.push(mount("model", MODEL_VOLUME, Some(true)));
+    }
+    Container {
+        name: names::CONTAINER.to_owned(),
+        image: Some(snapshot.image.clone()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        args: Some(arguments(model, revision, snapshot, source)),
+        ports: Some(vec![port("http", ports::HTTP), port("grpc", ports::GRPC), port("operations", ports::OPERATIONS)]),
+        resources: resources(&snapshot.spec.server.resources),
+        readiness_probe: Some(probe("/readyz", 1, 5)),
+        liveness_probe: Some(probe("/healthz", 10, 6)),
+        // What the server leaves behind when it gives up; the tail of its log where it could not.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(mounts),
+        ..Container::default()
+    }
+}
+
+fn arguments(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: &Source) -> Vec<String> {
+    let server = &snapshot.spec.server;
+    let uri = match source {
+        Source::Http(url) => url.clone(),
+        Source::Image(path) => format!("file://{path}"),
+        Source::Claim { path, .. } => format!("file://{MODEL_VOLUME}/{path}"),
+        Source::ConfigMap { key, .. } => format!("file://{MODEL_VOLUME}/{key}"),
+    };
+    let mut arguments = vec![
+        "serve".to_owned(),
+        format!("--model={uri}"),
+        format!("--name={}", model.name),
+        format!("--revision={revision}"),
+        format!("--max-batch-size={}", server.batching.max_size),
+        format!("--max-batch-delay={}", server.batching.max_delay),
+        format!("--cache-dir={CACHE}"),
+        format!("--drain-delay={DRAIN_DELAY}s"),
+        format!("--drain-timeout={DRAIN_TIMEOUT}s"),
+    ];
+    arguments.extend(snapshot.spec.model.sha256.as_ref().map(|digest| format!("--sha256={digest}")));
+    arguments.extend(server.threads.map(|threads| format!("--threads={threads}")));
+    arguments
+}
+
+/// The volume in which the model lies, where it does not come over the network or with the image.
+fn model_volume(source: &Source) -> Option<Volume> {
+    let volume = Volume { name: "model".to_owned(), ..Volume::default() };
+    match source {
+        Source::Http(_) | Source::Image(_) => None,
+        Source::Claim { name, .. } => Some(Volume {
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: name.clone(),
+                read_only: Some(true),
+            }),
+            ..volume
+        }),
+        Source::ConfigMap { name, key } => Some(Volume {
+            config_map: Some(ConfigMapVolumeSource {
+                name: name.clone(),
+                items: Some(vec![KeyToPath { key: key.clone(), path: key.clone(), mode: None }]),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..volume
+        }),
+    }
+}
+
+fn probe(path: &str, period: i32, failures: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::Int(i32::from(ports::OPERATIONS)),
+            scheme: Some("HTTP".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        timeout_seconds: Some(2),
+        failure_threshold: Some(failures),
+        ..Probe::default()
+    }
+}
+
+fn resources(resources: &Resources) -> Option<ResourceRequirements> {
+    let amounts = |amounts: &Option<ResourceAmounts>| -> Option<BTreeMap<String, Quantity>> {
+        let ResourceAmounts { cpu, memory } = amounts.as_ref()?;
+        let named = [("cpu", cpu), ("memory", memory)];
+        let amounts: BTreeMap<_, _> = named
+            .into_iter()
+            .filter_map(|(name, amount)| Some((name.to_owned(), Quantity(amount.as_ref()?.0.clone()))))
+            .collect();
+        (!amounts.is_empty()).then_some(amounts)
+    };
+    let (requests, limits) = (amounts(&resources.requests), amounts(&resources.limits));
+    (requests.is_some() || limits.is_some()).then(|| ResourceRequirements {
+        requests,
+        limits,
+        ..ResourceRequirements::default()
+    })
+}

@@ -1,0 +1,44 @@
+//! One pure file per child object: `(model, revision, …) → object`, byte-identical for equal input.
+//!
+//! A revision is rendered from its [`Snapshot`], never from `spec` or from the operator's present settings, so that a
+//! revision that lives on is rendered the same by a newer operator and its pods are left alone.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod controller_revision;
+mod deployment;
+mod disruption_budget;
+mod service;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
+
+pub use controller_revision::{controller_revision, snapshot_of};
+pub use deployment::deployment;
+pub use disruption_budget::disruption_budget;
+pub use service::{service, url};
+
+use crate::api::validated::{DesiredModel, RevisionSpec};
+
+/// Everything that a revision's pods are rendered from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The pod-affecting part of `spec`.
+    pub spec: RevisionSpec,
+    /// The inference server's image at the time.
+    pub image: String,
+}
+
+/// The metadata of a child: it goes when its ModelDeployment goes.
+fn metadata(model: &DesiredModel, name: String, labels: std::collections::BTreeMap<String, String>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(model.namespace.clone()),
+        labels: Some(labels),
+        owner_references: Some(vec![model.owner.clone()]),
+        ..ObjectMeta::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

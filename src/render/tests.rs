@@ -1,0 +1,76 @@
+//! YAML in, YAML out: each child object as it reaches the API server.
+
+use super::*;
+use crate::api::ModelDeployment;
+
+fn model(spec: &str) -> DesiredModel {
+    let spec: serde_json::Value = serde_yaml::from_str(spec).unwrap();
+    let object: ModelDeployment = serde_json::from_value(serde_json::json!({
+        "apiVersion": "ortolan.dev/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": "digits", "namespace": "ml", "uid": "0b51", "generation": 3},
+        "spec": spec,
+    }))
+    .unwrap();
+    DesiredModel::parse(&object).unwrap()
+}
+
+fn snapshot(model: &DesiredModel) -> Snapshot {
+    Snapshot { spec: model.revision.clone(), image: "example.org/ortolan-server:1".to_owned() }
+}
+
+#[test]
+fn a_model_over_http_with_every_setting() {
+    let model = model(
+        "
+        model: {uri: https://models.example.org/digits.onnx, sha256: 00ff}
+        server:
+          resources: {requests: {cpu: 100m, memory: 64Mi}, limits: {cpu: 2, memory: 1Gi}}
+          batching: {maxSize: 64, maxDelay: 2ms}
+          threads: 2
+        ",
+    );
+    insta::assert_yaml_snapshot!(deployment(&model, "a1b2c3d4e5", &snapshot(&model), 3).unwrap());
+}
+
+#[test]
+fn a_model_in_a_claim() {
+    let model = model("model: {uri: 'pvc://models/digits/3/model.onnx'}");
+    let pod = deployment(&model, "a1b2c3d4e5", &snapshot(&model), 1).unwrap().spec.unwrap().template.spec.unwrap();
+    insta::assert_yaml_snapshot!((&pod.volumes, &pod.containers[0].args, &pod.containers[0].volume_mounts));
+}
+
+#[test]
+fn a_model_in_a_config_map() {
+    let model = model("model: {uri: 'configmap://digits-model/digits.onnx'}");
+    let pod = deployment(&model, "a1b2c3d4e5", &snapshot(&model), 1).unwrap().spec.unwrap().template.spec.unwrap();
+    insta::assert_yaml_snapshot!((&pod.volumes, &pod.containers[0].args, &pod.containers[0].volume_mounts));
+}
+
+#[test]
+fn the_service() {
+    let model = model("model: {uri: 'file:///m.onnx'}");
+    insta::assert_yaml_snapshot!(service(&model));
+    assert_eq!(url(&model), "http://digits.ml.svc");
+}
+
+#[test]
+fn the_disruption_budget() {
+    insta::assert_yaml_snapshot!(disruption_budget(&model("model: {uri: 'file:///m.onnx'}")));
+}
+
+#[test]
+fn the_snapshot_of_a_revision_comes_back_as_it_was() {
+    let model = model("model: {uri: 'file:///m.onnx'}");
+    let snapshot = snapshot(&model);
+    let object = controller_revision(&model, "a1b2c3d4e5", &snapshot, 4);
+    insta::assert_yaml_snapshot!(object);
+    assert_eq!(snapshot_of(&object), Some(snapshot));
+}
+
+#[test]
+fn equal_input_gives_equal_bytes() {
+    let model = model("model: {uri: 'pvc://models/m.onnx'}");
+    let render = || serde_json::to_vec(&deployment(&model, "a1b2c3d4e5", &snapshot(&model), 2).unwrap()).unwrap();
+    assert_eq!(render(), render());
+}
