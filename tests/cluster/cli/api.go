@@ -68,26 +68,34 @@ func (a *api) ready(ctx context.Context) error {
 	return err
 }
 
-// nodeReady is nil when the node's Ready condition is true.
-func (a *api) nodeReady(ctx context.Context, name string) error {
+// nodeReady is nil when the node's Ready condition is true and its kubelet has
+// said so since the given time: a node that died is still called ready for a
+// while.
+func (a *api) nodeReady(ctx context.Context, name string, since time.Time) error {
 	body, err := a.get(ctx, "/api/v1/nodes/"+name)
 	if err != nil {
 		return err
 	}
 	var object struct {
 		Status struct {
-			Conditions []struct{ Type, Status, Message string }
+			Conditions []struct {
+				Type, Status, Message string
+				LastHeartbeatTime     time.Time
+			}
 		}
 	}
 	if err := json.Unmarshal(body, &object); err != nil {
 		return err
 	}
 	for _, condition := range object.Status.Conditions {
-		if condition.Type == "Ready" && condition.Status == "True" {
-			return nil
-		}
-		if condition.Type == "Ready" {
+		switch {
+		case condition.Type != "Ready":
+		case condition.Status != "True":
 			return fmt.Errorf("%s is not ready: %s", name, condition.Message)
+		case condition.LastHeartbeatTime.Before(since.Truncate(time.Second)):
+			return fmt.Errorf("%s has not said anything new yet", name)
+		default:
+			return nil
 		}
 	}
 	return fmt.Errorf("%s has not said yet whether it is ready", name)

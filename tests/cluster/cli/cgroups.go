@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // rootGroup is the control group, in every hierarchy, below which everything
@@ -111,7 +113,7 @@ func (h hierarchy) makeGroup(group string) error {
 }
 
 // processesIn lists the processes of a group and of all groups below it, in
-// every hierarchy.
+// every hierarchy. The dead that nobody has taken notice of do not count.
 func processesIn(group string) []int {
 	all, _ := hierarchies()
 	var pids []int
@@ -130,11 +132,25 @@ func processesIn(group string) []int {
 		})
 	}
 	slices.Sort(pids)
-	return slices.Compact(pids)
+	return slices.DeleteFunc(slices.Compact(pids), func(pid int) bool {
+		stat, err := readStat(pid)
+		return err != nil || stat.state == zombie
+	})
 }
 
-// removeGroups removes a group and all below it from every hierarchy.
+// removeGroups removes a group and all below it from every hierarchy. A killed
+// process keeps its group busy until its parent has taken notice of its end.
 func removeGroups(group string) error {
+	const limit, pause = 10 * time.Second, 20 * time.Millisecond
+	for deadline := time.Now().Add(limit); ; time.Sleep(pause) {
+		err := tryRemoveGroups(group)
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+func tryRemoveGroups(group string) error {
 	all, err := hierarchies()
 	if err != nil {
 		return err
@@ -149,8 +165,8 @@ func removeGroups(group string) error {
 			return nil
 		})
 		for _, folder := range slices.Backward(folders) {
-			if err := os.Remove(folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				failures = append(failures, fmt.Errorf("cannot remove control group: %w", err))
+			if err := syscall.Rmdir(folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				failures = append(failures, fmt.Errorf("cannot remove control group %s: %w", folder, err))
 			}
 		}
 	}

@@ -69,8 +69,7 @@ func (c *cluster) remove() error {
 
 // endProcesses kills all there are until there are none.
 func (c *cluster) endProcesses() error {
-	all := func() []int { return append(processesIn(rootGroup), c.strays()...) }
-	return killAll(all)
+	return killAll(func() []int { return append(processesIn(rootGroup), c.strays()...) })
 }
 
 // killAll kills what the function finds, again and again because what is
@@ -78,10 +77,7 @@ func (c *cluster) endProcesses() error {
 func killAll(find func() []int) error {
 	const limit, pause = 30 * time.Second, 50 * time.Millisecond
 	for deadline := time.Now().Add(limit); ; time.Sleep(pause) {
-		pids := slices.DeleteFunc(find(), func(pid int) bool {
-			stat, err := readStat(pid)
-			return err != nil || stat.state == "Z"
-		})
+		pids := find()
 		if len(pids) == 0 {
 			return nil
 		}

@@ -20,7 +20,7 @@ func runNode(ctx context.Context, c *cluster, arguments []string) error {
 	}
 	n := c.nodes[i]
 	if !c.present() {
-		return fmt.Errorf("nothing is running")
+		return errNothingRuns
 	}
 	lock, err := c.lock(true)
 	if err != nil {
@@ -61,6 +61,7 @@ func (c *cluster) bootNode(ctx context.Context, n node) error {
 	if err := c.stopNode(n); err != nil {
 		return err
 	}
+	booted := time.Now()
 	state := c.folders.inRun(n.name, "run")
 	if err := os.RemoveAll(state); err != nil {
 		return err
@@ -78,5 +79,5 @@ func (c *cluster) bootNode(ctx context.Context, n node) error {
 	if err != nil {
 		return err
 	}
-	return c.waitFor(ctx, n.name+" to be ready", 2*time.Minute, func(ctx context.Context) error { return api.nodeReady(ctx, n.name) })
+	return c.waitForNode(ctx, api, n, booted)
 }

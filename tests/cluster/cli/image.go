@@ -22,43 +22,49 @@ const (
 	pauseArchive = "pause.tar"
 )
 
-// buildPauseImage compiles the pause program and wraps it into an image
-// archive, in the format of `docker save`: a layer, a configuration, a
-// manifest. No container engine is needed for that.
+// buildPauseImage compiles the pause program and makes an image of it.
 func buildPauseImage(ctx context.Context, source, into string) error {
 	program := filepath.Join(into, "pause")
 	compiler := exec.CommandContext(ctx, "gcc", "-Os", "-static", "-s", "-o", program, filepath.Join(source, "pause.c"))
 	if output, err := compiler.CombinedOutput(); err != nil {
 		return fmt.Errorf("gcc: %w\n%s", err, output)
 	}
+	return imageOf(program, pauseImage, filepath.Join(into, pauseArchive))
+}
+
+// imageOf makes an image of one static program, as an archive in the format
+// of `docker save`: a layer, a configuration, a manifest. That takes no
+// container engine.
+func imageOf(program, name, archive string) error {
 	content, err := os.ReadFile(program)
 	if err != nil {
 		return err
 	}
-	layer, err := tarOf(file{"pause", content, 0o755})
+	entry := filepath.Base(program)
+	layer, err := tarOf(file{entry, content, 0o755})
 	if err != nil {
 		return err
 	}
 	configuration, err := json.Marshal(map[string]any{
 		"architecture": runtime.GOARCH,
 		"os":           "linux",
-		"config":       map[string]any{"Entrypoint": []string{"/pause"}, "User": "65535:65535"},
+		"config":       map[string]any{"Entrypoint": []string{"/" + entry}, "User": "65535:65535"},
 		"rootfs":       map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
 	})
 	if err != nil {
 		return err
 	}
 	manifest, err := json.Marshal([]map[string]any{{
-		"Config": "config.json", "RepoTags": []string{pauseImage}, "Layers": []string{"layer.tar"},
+		"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{"layer.tar"},
 	}})
 	if err != nil {
 		return err
 	}
-	archive, err := tarOf(file{"layer.tar", layer, 0o644}, file{"config.json", configuration, 0o644}, file{"manifest.json", manifest, 0o644})
+	image, err := tarOf(file{"layer.tar", layer, 0o644}, file{"config.json", configuration, 0o644}, file{"manifest.json", manifest, 0o644})
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(into, pauseArchive), archive, 0o644)
+	return os.WriteFile(archive, image, 0o644)
 }
 
 type file struct {

@@ -36,6 +36,7 @@ var mountPoints = []struct{ folder, on string }{
 	{"run", "/run/containerd"},
 	{"pod-logs", "/var/log/pods"},
 	{"container-logs", "/var/log/containers"},
+	{"mount-table", "/run/mount"},
 }
 
 func (n node) group() string                { return rootGroup + "/" + n.name }
@@ -81,8 +82,8 @@ func (c *cluster) startMachine(ctx context.Context, n node) error {
 // appear in the node, mounts of the node never appear on the machine.
 func (c *cluster) startAnchor(ctx context.Context, n node) (int, error) {
 	const script = `set -e
-mount --make-rshared /
-while [ $# -gt 0 ]; do mount --bind "$1" "$2"; shift 2; done
+mount --no-mtab --make-rshared /
+while [ $# -gt 0 ]; do mount --no-mtab --bind "$1" "$2"; shift 2; done
 exec sleep infinity`
 	argv := []string{"unshare", "--mount", "--propagation", "slave"}
 	if n.ownNetwork {

@@ -79,8 +79,11 @@ func (c *cluster) recorded() []process {
 // alive tells whether the very process that was started still runs.
 func (p process) alive() bool {
 	stat, err := readStat(p.pid)
-	return err == nil && stat.startTime == p.startTime && stat.state != "Z"
+	return err == nil && stat.startTime == p.startTime && stat.state != zombie
 }
+
+// zombie is the state of a process that has ended but is still listed.
+const zombie = "Z"
 
 type processStat struct{ state, startTime string }
 

@@ -9,6 +9,9 @@ import (
 	"time"
 )
 
+// errNothingRuns is returned by commands that need a running cluster.
+var errNothingRuns = errors.New("nothing is running")
+
 // health is nil when every component runs and does its work.
 func (c *cluster) health(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -25,7 +28,7 @@ func (c *cluster) health(ctx context.Context) error {
 	}
 	problems = append(problems, api.ready(ctx))
 	for _, n := range c.nodes {
-		problems = append(problems, api.nodeReady(ctx, n.name))
+		problems = append(problems, api.nodeReady(ctx, n.name, time.Time{}))
 	}
 	problems = append(problems, dnsAnswers(ctx))
 	return errors.Join(problems...)
@@ -34,7 +37,7 @@ func (c *cluster) health(ctx context.Context) error {
 // status prints the components, and fails when the cluster is not well.
 func (c *cluster) status(ctx context.Context) error {
 	if !c.present() {
-		return errors.New("nothing is running")
+		return errNothingRuns
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "COMPONENT\tPID\tSTATE\tLOG")

@@ -120,8 +120,7 @@ func (c *cluster) prepare() error {
 
 func (c *cluster) waitUntilUsable(ctx context.Context, api *api) error {
 	for _, n := range c.nodes {
-		err := c.waitFor(ctx, n.name+" to be ready", 2*time.Minute, func(ctx context.Context) error { return api.nodeReady(ctx, n.name) })
-		if err != nil {
+		if err := c.waitForNode(ctx, api, n, time.Time{}); err != nil {
 			return err
 		}
 	}
@@ -129,4 +128,10 @@ func (c *cluster) waitUntilUsable(ctx context.Context, api *api) error {
 		return err
 	}
 	return c.waitFor(ctx, "the cluster's name server", time.Minute, dnsAnswers)
+}
+
+func (c *cluster) waitForNode(ctx context.Context, api *api, n node, since time.Time) error {
+	return c.waitFor(ctx, n.name+" to be ready", 2*time.Minute, func(ctx context.Context) error {
+		return api.nodeReady(ctx, n.name, since)
+	})
 }
