@@ -7,3 +7,4 @@ pub mod api;
 pub mod render;
 pub mod rollout;
 pub mod scale;
+pub mod status;

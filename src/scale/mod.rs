@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use ortolan_protocol::{histogram::Histogram, stats::BatchCell};
 
+pub use explain::{number as format_number, seconds as format_seconds};
+
 use capacity::{Capacity, Goal, Learned};
 use demand::Demand;
 
@@ -137,6 +139,21 @@ pub struct Decision {
     pub limited: Option<Limit>,
     /// The cause in words, with the numbers.
     pub reason: String,
+}
+
+impl Decision {
+    /// Whether this decision would tell a person the same as `other`; the numbers in its words may differ.
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        let kind = |decision: &Self| {
+            let known = !matches!(decision.cause, Cause::Unknown | Cause::Silent);
+            (
+                decision.replicas,
+                (!known).then_some(decision.cause),
+                decision.limited.as_ref().map(std::mem::discriminant),
+            )
+        };
+        kind(self) == kind(other)
+    }
 }
 
 /// What a decision rests on.

@@ -1,0 +1,216 @@
+//! The conditions: each a small function from facts to `(status, reason, message)`, put together in one place.
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+
+use super::{Facts, problems::Stage};
+use crate::{
+    api::{
+        ModelDeploymentStatus,
+        conditions::{
+            ARTIFACT_RESOLVED, MODEL_LOADED, READY, RECONCILING, ROUTE_READY, SCALING_ACTIVE, SCALING_LIMITED, STALLED,
+            WORKLOAD_AVAILABLE, reason,
+        },
+        validated::ScalingGoal,
+    },
+    scale::{Cause, Limit},
+};
+
+/// What a condition says.
+struct Verdict {
+    status: &'static str,
+    reason: String,
+    message: String,
+}
+
+fn verdict(status: &'static str, reason: &str, message: impl Into<String>) -> Verdict {
+    Verdict { status, reason: reason.to_owned(), message: message.into() }
+}
+
+/// All conditions of a model that could be parsed.
+pub(super) fn derive(facts: &Facts<'_>) -> Vec<Condition> {
+    let stalled = stalled(facts);
+    let reconciling = if stalled.is_none() { reconciling(facts) } else { None };
+    let verdicts = [
+        (READY, Some(ready(facts))),
+        (ARTIFACT_RESOLVED, Some(artifact_resolved(facts))),
+        (MODEL_LOADED, Some(model_loaded(facts))),
+        (WORKLOAD_AVAILABLE, Some(workload_available(facts))),
+        (ROUTE_READY, Some(route_ready(facts))),
+        (SCALING_ACTIVE, Some(scaling_active(facts))),
+        (RECONCILING, reconciling),
+        (STALLED, stalled),
+        (SCALING_LIMITED, scaling_limited(facts)),
+    ];
+    let stamp = Stamp { generation: Some(facts.model.generation), now: facts.now };
+    verdicts.into_iter().filter_map(|(type_, verdict)| Some(stamp.condition(facts.previous, type_, verdict?))).collect()
+}
+
+/// The conditions of a model that could not be parsed: the old ones, but `Ready` and `Stalled` say why.
+pub(super) fn invalid(
+    generation: Option<i64>,
+    previous: &ModelDeploymentStatus,
+    problem: &str,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let stamp = Stamp { generation, now };
+    let mut conditions: Vec<_> = previous
+        .conditions
+        .iter()
+        .filter(|condition| ![READY, STALLED, RECONCILING].contains(&condition.type_.as_str()))
+        .cloned()
+        .collect();
+    conditions.push(stamp.condition(previous, READY, verdict("False", reason::INVALID_SPEC, problem)));
+    conditions.push(stamp.condition(previous, STALLED, verdict("True", reason::INVALID_SPEC, problem)));
+    conditions
+}
+
+/// When and for which generation conditions are written.
+struct Stamp {
+    generation: Option<i64>,
+    now: Timestamp,
+}
+
+impl Stamp {
+    fn condition(&self, previous: &ModelDeploymentStatus, type_: &str, verdict: Verdict) -> Condition {
+        let Verdict { status, reason, message } = verdict;
+        let since = previous.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == status);
+        Condition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason,
+            message,
+            observed_generation: self.generation,
+            last_transition_time: since.map_or_else(|| Time(self.now), |since| since.last_transition_time.clone()),
+        }
+    }
+}
+
+fn ready(facts: &Facts<'_>) -> Verdict {
+    let (ready, desired) = (facts.ready(), facts.desired);
+    let problem = facts.target().and_then(|(_, target)| target.problem);
+    match (ready, problem) {
+        (0, Some(problem)) => verdict("False", &problem.reason, problem.message),
+        (0, None) => match &facts.apply_error {
+            Some(error) => verdict("False", reason::APPLY_FAILED, error),
+            None => verdict("False", reason::STARTING, format!("no server answers yet; {desired} are starting")),
+        },
+        (_, _) if !facts.routed => verdict("False", reason::PENDING, "the Service does not exist yet"),
+        (_, Some(problem)) if facts.rollout.candidate.is_some() => {
+            let candidate = facts.rollout.candidate.as_deref().unwrap_or_default();
+            let stable = facts.rollout.stable.as_deref().unwrap_or_default();
+            verdict(
+                "True",
+                reason::SERVING,
+                format!("revision {stable} serves; revision {candidate} does not start: {}", problem.message),
+            )
+        }
+        _ => verdict("True", reason::SERVING, "requests are answered"),
+    }
+}
+
+fn artifact_resolved(facts: &Facts<'_>) -> Verdict {
+    match facts.target() {
+        Some((_, target)) if target.digest.is_some() => {
+            let digest = target.digest.unwrap_or_default();
+            verdict("True", reason::RESOLVED, format!("the model is sha256:{digest}"))
+        }
+        Some((revision, target)) => match target.problem.filter(|problem| problem.stage == Stage::Artifact) {
+            Some(problem) => verdict("False", &problem.reason, problem.message),
+            None => verdict(
+                "Unknown",
+                reason::PENDING,
+                format!("no server of revision {revision} has fetched the model yet"),
+            ),
+        },
+        None => verdict("Unknown", reason::PENDING, "there is no revision yet"),
+    }
+}
+
+fn model_loaded(facts: &Facts<'_>) -> Verdict {
+    match facts.target() {
+        Some((revision, target)) if target.ready > 0 => {
+            verdict("True", reason::LOADED, format!("revision {revision} is loaded and warmed up"))
+        }
+        Some((revision, target)) => match target.problem.filter(|problem| problem.stage == Stage::Load) {
+            Some(problem) => verdict("False", &problem.reason, problem.message),
+            None => verdict(
+                "Unknown",
+                reason::PENDING,
+                format!("no server of revision {revision} has loaded the model yet"),
+            ),
+        },
+        None => verdict("Unknown", reason::PENDING, "there is no revision yet"),
+    }
+}
+
+fn workload_available(facts: &Facts<'_>) -> Verdict {
+    let (ready, desired) = (facts.ready(), facts.desired);
+    let message = format!("{ready} of {desired} servers answer");
+    if ready >= desired {
+        return verdict("True", reason::AVAILABLE, message);
+    }
+    let problem =
+        facts.target().and_then(|(_, target)| target.problem).filter(|problem| problem.stage == Stage::Workload);
+    match (problem, ready) {
+        (Some(problem), _) => verdict("False", &problem.reason, format!("{message}: {}", problem.message)),
+        (None, 0) => verdict("False", reason::UNAVAILABLE, message),
+        (None, _) => verdict("False", reason::DEGRADED, message),
+    }
+}
+
+fn route_ready(facts: &Facts<'_>) -> Verdict {
+    match (facts.routed, &facts.apply_error) {
+        (true, _) => verdict("True", reason::SERVICE_READY, "the Service leads to the servers that are ready"),
+        (false, Some(error)) => verdict("False", reason::APPLY_FAILED, error),
+        (false, None) => verdict("False", reason::PENDING, "the Service does not exist yet"),
+    }
+}
+
+fn scaling_active(facts: &Facts<'_>) -> Verdict {
+    match (&facts.model.scaling, facts.decision) {
+        (ScalingGoal::Fixed(replicas), _) => verdict(
+            "False",
+            reason::FIXED,
+            format!("the number of servers is fixed at {replicas}; spec.scaling.latency would let it follow the load"),
+        ),
+        (ScalingGoal::Latency { .. }, Some(decision)) if decision.cause == Cause::Silent => {
+            verdict("Unknown", reason::NO_OBSERVATIONS, "servers do not tell their numbers; their number is held")
+        }
+        (ScalingGoal::Latency { .. }, None) => verdict("Unknown", reason::NO_OBSERVATIONS, "nothing was observed yet"),
+        (ScalingGoal::Latency { .. }, Some(_)) => {
+            verdict("True", reason::FOLLOWING_LATENCY, "the number of servers follows the observed load and latency")
+        }
+    }
+}
+
+/// The spec cannot be carried out without a person.
+fn stalled(facts: &Facts<'_>) -> Option<Verdict> {
+    let (revision, target) = facts.target()?;
+    let problem = target.problem.filter(|problem| problem.permanent && target.ready == 0)?;
+    Some(verdict("True", &problem.reason, format!("revision {revision}: {}", problem.message)))
+}
+
+/// The spec is being carried out.
+fn reconciling(facts: &Facts<'_>) -> Option<Verdict> {
+    if let Some(error) = &facts.apply_error {
+        return Some(verdict("True", reason::APPLY_FAILED, error));
+    }
+    if let (Some(stable), Some(candidate)) = (&facts.rollout.stable, &facts.rollout.candidate) {
+        return Some(verdict("True", reason::ROLLING_OUT, format!("revision {candidate} is replacing {stable}")));
+    }
+    let (ready, replicas, desired) = (facts.ready(), facts.replicas(), facts.desired);
+    (ready < desired || replicas > desired)
+        .then(|| verdict("True", reason::STARTING, format!("{ready} of {desired} servers answer")))
+}
+
+fn scaling_limited(facts: &Facts<'_>) -> Option<Verdict> {
+    let decision = facts.decision?;
+    let reason = match decision.limited.as_ref()? {
+        Limit::MaxReplicas { .. } => reason::MAX_REPLICAS,
+        Limit::TargetOutOfReach { .. } => reason::TARGET_OUT_OF_REACH,
+    };
+    Some(verdict("True", reason, decision.reason.clone()))
+}

@@ -1,0 +1,150 @@
+//! `(model, what is seen, what was decided, what was applied) → status`.
+//!
+//! Pure. Conditions follow kstatus: `Reconciling` and `Stalled` are there only while they hold; `observedGeneration`
+//! is written only when everything that this generation asks for was applied; a transition time moves only when the
+//! status it is about does.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod conditions;
+pub mod events;
+pub mod numbers;
+pub mod problems;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
+use crate::{
+    api::{
+        ModelDeploymentStatus, RevisionStatus, ScalingStatus, VariantStatus, names,
+        validated::{DesiredModel, ScalingGoal},
+    },
+    rollout,
+    scale::Decision,
+};
+use numbers::Numbers;
+use problems::Problem;
+
+/// What is seen of one revision.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RevisionFacts {
+    /// Servers that exist and are not on their way out.
+    pub replicas: u32,
+    /// Servers that answer.
+    pub ready: u32,
+    /// The digest of the model's bytes, as hex, once a server told it.
+    pub digest: Option<String>,
+    /// What keeps its servers from serving.
+    pub problem: Option<Problem>,
+}
+
+/// What a status is made from.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The parsed object.
+    pub model: &'a DesiredModel,
+    /// The status as it stands.
+    pub previous: &'a ModelDeploymentStatus,
+    /// What happens to the revisions.
+    pub rollout: &'a rollout::Plan,
+    /// What is seen of each revision that exists.
+    pub revisions: &'a BTreeMap<String, RevisionFacts>,
+    /// How many servers there should be.
+    pub desired: u32,
+    /// The last decision, where latency decides and something was decided.
+    pub decision: Option<&'a Decision>,
+    /// Numbers to be written now; the ones in `previous` stay when absent.
+    pub numbers: Option<Numbers>,
+    /// The Service exists.
+    pub routed: bool,
+    /// Why the children could not be applied.
+    pub apply_error: Option<String>,
+    /// The time of this look.
+    pub now: Timestamp,
+}
+
+impl Facts<'_> {
+    /// The revision that `spec` asks for: on its way, or there already.
+    fn target(&self) -> Option<(&str, RevisionFacts)> {
+        let revision = self.rollout.candidate.as_deref().or(self.rollout.stable.as_deref())?;
+        Some((revision, self.revisions.get(revision).cloned().unwrap_or_default()))
+    }
+
+    fn ready(&self) -> u32 {
+        self.revisions.values().map(|revision| revision.ready).sum()
+    }
+
+    fn replicas(&self) -> u32 {
+        self.revisions.values().map(|revision| revision.replicas).sum()
+    }
+}
+
+/// The status of a model that could be parsed.
+pub fn derive(facts: &Facts<'_>) -> ModelDeploymentStatus {
+    let Facts { model, previous, rollout, .. } = facts;
+    let revision = |name: &Option<String>| {
+        let revision = name.clone()?;
+        let known =
+            [&previous.stable, &previous.candidate].into_iter().flatten().find(|known| known.revision == revision);
+        let digest =
+            facts.revisions.get(&revision).and_then(|facts| facts.digest.as_ref()).map(|hex| format!("sha256:{hex}"));
+        Some(RevisionStatus { digest: digest.or_else(|| known.and_then(|known| known.digest.clone())), revision })
+    };
+    let applied = facts.apply_error.is_none();
+    ModelDeploymentStatus {
+        observed_generation: if applied { Some(model.generation) } else { previous.observed_generation },
+        conditions: conditions::derive(facts),
+        url: Some(crate::render::url(model)),
+        replicas: facts.replicas(),
+        selector: Some(names::selector(&model.name)),
+        stable: revision(&rollout.stable),
+        candidate: revision(&rollout.candidate),
+        variants: variants(facts),
+        scaling: Some(scaling(facts)),
+    }
+}
+
+/// The status of a model that could not be parsed: everything stays but the conditions.
+pub fn invalid(
+    generation: Option<i64>,
+    previous: &ModelDeploymentStatus,
+    problem: &str,
+    now: Timestamp,
+) -> ModelDeploymentStatus {
+    ModelDeploymentStatus { conditions: conditions::invalid(generation, previous, problem, now), ..previous.clone() }
+}
+
+fn variants(facts: &Facts<'_>) -> Vec<VariantStatus> {
+    let Some(serving) = facts.rollout.stable.as_ref().or(facts.rollout.candidate.as_ref()) else { return Vec::new() };
+    let written = facts.previous.variants.first();
+    let (latency, throughput) = match &facts.numbers {
+        Some(numbers) => (numbers.latency(), Some(numbers.throughput())),
+        None => (
+            written.and_then(|variant| variant.latency.clone()),
+            written.and_then(|variant| variant.throughput.clone()),
+        ),
+    };
+    vec![VariantStatus {
+        name: names::DEFAULT_VARIANT.to_owned(),
+        revision: serving.clone(),
+        replicas: facts.replicas(),
+        ready: facts.ready(),
+        latency,
+        throughput,
+    }]
+}
+
+fn scaling(facts: &Facts<'_>) -> ScalingStatus {
+    let reason = match (facts.decision, &facts.model.scaling) {
+        (Some(decision), _) => decision.reason.clone(),
+        (None, ScalingGoal::Fixed(_)) => "there is no latency target: the number is fixed".to_owned(),
+        (None, ScalingGoal::Latency { .. }) => "nothing was observed yet".to_owned(),
+    };
+    let since = facts.previous.scaling.as_ref().filter(|previous| previous.desired == facts.desired);
+    let at = since.map_or_else(|| Time(facts.now), |previous| previous.at.clone());
+    ScalingStatus { desired: facts.desired, reason, at }
+}
+
+#[cfg(test)]
+mod tests;

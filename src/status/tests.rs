@@ -1,0 +1,208 @@
+//! Situations and the status they lead to, as a person reads it.
+
+use std::fmt::Write;
+
+use super::*;
+use crate::{
+    api::{ModelDeployment, conditions},
+    scale::{Cause, Limit},
+    status::problems::Stage,
+};
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn model(scaling: serde_json::Value) -> DesiredModel {
+    let object: ModelDeployment = serde_json::from_value(serde_json::json!({
+        "apiVersion": "ortolan.dev/v1alpha1", "kind": "ModelDeployment",
+        "metadata": {"name": "digits", "namespace": "ml", "uid": "0b51", "generation": 3},
+        "spec": {"model": {"uri": "file:///m.onnx"}, "scaling": scaling},
+    }))
+    .unwrap();
+    DesiredModel::parse(&object).unwrap()
+}
+
+struct Situation {
+    model: DesiredModel,
+    previous: ModelDeploymentStatus,
+    rollout: rollout::Plan,
+    revisions: BTreeMap<String, RevisionFacts>,
+    decision: Option<Decision>,
+    apply_error: Option<String>,
+    routed: bool,
+}
+
+impl Situation {
+    fn new() -> Self {
+        Self {
+            model: model(serde_json::json!({"minReplicas": 2})),
+            previous: ModelDeploymentStatus::default(),
+            rollout: rollout::Plan { candidate: Some("a".into()), ..rollout::Plan::default() },
+            revisions: BTreeMap::from([("a".to_owned(), RevisionFacts::default())]),
+            decision: None,
+            apply_error: None,
+            routed: true,
+        }
+    }
+
+    fn serving() -> Self {
+        let facts = RevisionFacts { replicas: 2, ready: 2, digest: Some("00ff".into()), problem: None };
+        Self {
+            rollout: rollout::Plan { stable: Some("a".into()), ..rollout::Plan::default() },
+            revisions: BTreeMap::from([("a".to_owned(), facts)]),
+            ..Self::new()
+        }
+    }
+
+    fn problem(mut self, revision: &str, reason: &str, stage: Stage, permanent: bool) -> Self {
+        let facts = self.revisions.entry(revision.to_owned()).or_default();
+        facts.problem =
+            Some(Problem { reason: reason.into(), message: format!("{reason} happened"), stage, permanent });
+        self
+    }
+
+    fn status(&self, now: Timestamp) -> ModelDeploymentStatus {
+        derive(&Facts {
+            model: &self.model,
+            previous: &self.previous,
+            rollout: &self.rollout,
+            revisions: &self.revisions,
+            desired: 2,
+            decision: self.decision.as_ref(),
+            numbers: None,
+            routed: self.routed,
+            apply_error: self.apply_error.clone(),
+            now,
+        })
+    }
+
+    fn text(&self) -> String {
+        self.status(NOW).conditions.iter().fold(String::new(), |mut text, condition| {
+            writeln!(text, "{}={} {}: {}", condition.type_, condition.status, condition.reason, condition.message)
+                .unwrap();
+            text
+        })
+    }
+}
+
+#[test]
+fn the_first_look_writes_every_condition() {
+    insta::assert_snapshot!(Situation { routed: false, ..Situation::new() }.text());
+}
+
+#[test]
+fn a_model_that_serves() {
+    insta::assert_snapshot!(Situation::serving().text());
+}
+
+#[test]
+fn a_model_that_is_not_found() {
+    insta::assert_snapshot!(Situation::new().problem("a", "SourceNotFound", Stage::Artifact, true).text());
+}
+
+#[test]
+fn a_source_that_cannot_be_reached_is_tried_again() {
+    insta::assert_snapshot!(Situation::new().problem("a", "SourceUnreachable", Stage::Artifact, false).text());
+}
+
+#[test]
+fn a_file_that_is_no_model() {
+    let mut situation = Situation::new().problem("a", "ModelInvalid", Stage::Load, true);
+    situation.revisions.get_mut("a").unwrap().digest = Some("00ff".into());
+    insta::assert_snapshot!(situation.text());
+}
+
+#[test]
+fn a_new_revision_that_does_not_start_beside_one_that_serves() {
+    let mut situation = Situation::serving().problem("b", "ModelInvalid", Stage::Load, true);
+    situation.rollout.candidate = Some("b".into());
+    insta::assert_snapshot!(situation.text());
+}
+
+#[test]
+fn a_rollout_under_way() {
+    let mut situation = Situation::serving();
+    situation.rollout.candidate = Some("b".into());
+    situation.revisions.insert("b".into(), RevisionFacts { replicas: 1, ..RevisionFacts::default() });
+    insta::assert_snapshot!(situation.text());
+}
+
+#[test]
+fn a_server_that_was_lost() {
+    let mut situation = Situation::serving().problem("a", "Unschedulable", Stage::Workload, false);
+    situation.revisions.get_mut("a").unwrap().ready = 1;
+    insta::assert_snapshot!(situation.text());
+}
+
+#[test]
+fn a_target_that_needs_more_servers_than_allowed() {
+    let decision = Decision {
+        replicas: 4,
+        cause: Cause::Load,
+        limited: Some(Limit::MaxReplicas { wanted: 6 }),
+        reason: "6 servers are needed, maxReplicas is 4".into(),
+    };
+    let scaling = serde_json::json!({"maxReplicas": 4, "latency": {"target": "50ms"}});
+    insta::assert_snapshot!(
+        Situation { model: model(scaling), decision: Some(decision), ..Situation::serving() }.text()
+    );
+}
+
+#[test]
+fn a_failed_write_keeps_the_observed_generation() {
+    let error = Some("Service ml/digits belongs to someone else".to_owned());
+    let previous = ModelDeploymentStatus { observed_generation: Some(2), ..ModelDeploymentStatus::default() };
+    let failed = Situation { apply_error: error, routed: false, previous, ..Situation::new() };
+    assert_eq!(failed.status(NOW).observed_generation, Some(2));
+    assert_eq!(Situation::new().status(NOW).observed_generation, Some(3));
+    insta::assert_snapshot!(failed.text());
+}
+
+#[test]
+fn a_transition_time_moves_only_with_the_status() {
+    let later = Timestamp::from_second(1000).unwrap();
+    let mut situation = Situation::serving();
+    situation.previous = situation.status(NOW);
+    let ready = |status: &ModelDeploymentStatus, type_: &str| {
+        status.conditions.iter().find(|condition| condition.type_ == type_).unwrap().last_transition_time.0
+    };
+    assert_eq!(situation.status(later), situation.previous, "an unchanged world has an unchanged status");
+    situation.revisions.get_mut("a").unwrap().ready = 1;
+    let status = situation.status(later);
+    assert_eq!(ready(&status, conditions::READY), NOW);
+    assert_eq!(ready(&status, conditions::WORKLOAD_AVAILABLE), later);
+}
+
+#[test]
+fn the_digest_stays_known_while_no_server_tells_it() {
+    let mut situation = Situation::serving();
+    situation.previous = situation.status(NOW);
+    situation.revisions.get_mut("a").unwrap().digest = None;
+    assert_eq!(situation.status(NOW).stable.unwrap().digest.as_deref(), Some("sha256:00ff"));
+}
+
+#[test]
+fn events_tell_what_changed_and_nothing_when_nothing_did() {
+    let serving = Situation::serving().status(NOW);
+    let first = events::between(&ModelDeploymentStatus::default(), &serving);
+    let reasons: Vec<_> = first.iter().map(|note| (note.warning, note.reason.as_str())).collect();
+    assert_eq!(reasons, [(false, "Promoted"), (false, "Serving")]);
+    assert_eq!(events::between(&serving, &serving), []);
+    let broken = Situation::new().problem("a", "SourceNotFound", Stage::Artifact, true).status(NOW);
+    let notes = events::between(&Situation::new().status(NOW), &broken);
+    assert!(notes.iter().all(|note| note.warning && note.reason == "SourceNotFound"), "{notes:?}");
+    let mut more = serving.clone();
+    more.scaling.as_mut().unwrap().desired = 5;
+    let notes = events::between(&serving, &more);
+    assert_eq!(notes[0].reason, "ScaledUp");
+    assert!(notes[0].text.starts_with("from 2 to 5 servers: "), "{}", notes[0].text);
+}
+
+#[test]
+fn an_object_that_cannot_be_parsed_says_so_and_keeps_the_rest() {
+    let serving = Situation::serving().status(NOW);
+    let status = invalid(Some(4), &serving, "spec.model.uri must be …", NOW);
+    assert_eq!(status.stable, serving.stable);
+    assert_eq!(status.observed_generation, Some(3));
+    let stalled = status.conditions.iter().find(|condition| condition.type_ == conditions::STALLED).unwrap();
+    assert_eq!((stalled.reason.as_str(), stalled.observed_generation), ("InvalidSpec", Some(4)));
+}
