@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -63,9 +64,17 @@ func (a *api) get(ctx context.Context, path string) ([]byte, error) {
 	return body, err
 }
 
+// ready is nil when the API server is, and names the checks that it fails.
 func (a *api) ready(ctx context.Context) error {
 	_, err := a.get(ctx, "/readyz")
-	return err
+	if err == nil {
+		return nil
+	}
+	failed := slices.DeleteFunc(strings.Split(err.Error(), "\n"), func(line string) bool { return !strings.HasPrefix(line, "[-]") })
+	if len(failed) == 0 {
+		return err
+	}
+	return fmt.Errorf("kube-apiserver is not ready: %s", strings.Join(failed, ", "))
 }
 
 // nodeReady is nil when the node's Ready condition is true and its kubelet has

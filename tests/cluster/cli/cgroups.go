@@ -21,11 +21,6 @@ const rootGroup = "ortolan-cluster"
 // controlGroup is where the components run that belong to no node.
 const controlGroup = rootGroup + "/control"
 
-// trackingHierarchy is the one hierarchy in which the components themselves
-// are moved. It accounts nothing that costs them anything; in the cpu hierarchy
-// all of them together would weigh as little as one other process.
-const trackingHierarchy = "pids"
-
 // hierarchy is a mounted cgroup hierarchy.
 type hierarchy struct {
 	path        string
@@ -61,10 +56,18 @@ func hierarchyOf(controller string) (hierarchy, bool) {
 	return all[i], true
 }
 
-// trackingGroup is the folder of a group in the tracking hierarchy.
-func trackingGroup(group string) string {
-	h, _ := hierarchyOf(trackingHierarchy)
-	return filepath.Join(h.path, group)
+// entrances are the files by which a component enters a group. It leaves the
+// groups of whoever typed `up` in all hierarchies but that of processor time,
+// where all components together would weigh as little as one other process.
+func entrances(group string) ([]string, error) {
+	all, err := hierarchies()
+	var files []string
+	for _, h := range all {
+		if !h.version2 && !slices.Contains(h.controllers, "cpu") {
+			files = append(files, filepath.Join(h.path, group, "cgroup.procs"))
+		}
+	}
+	return files, err
 }
 
 // makeGroups makes the groups in every version 1 hierarchy; kubelet refuses

@@ -41,9 +41,9 @@ func (c *cluster) startStorage() error {
 	client := fmt.Sprintf("http://127.0.0.1:%d", etcdPort)
 	peer := fmt.Sprintf("http://127.0.0.1:%d", etcdPeerPort)
 	_, err := c.start("etcd", controlGroup, c.folders.program(kubePart, "etcd"),
-		"--name=default", "--data-dir="+c.folders.inRun("etcd"), "--unsafe-no-fsync", "--log-level=warn",
+		"--name=etcd", "--data-dir="+c.folders.inRun("etcd"), "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls="+client, "--advertise-client-urls="+client,
-		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer)
+		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=etcd="+peer)
 	return err
 }
 

@@ -2,9 +2,12 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -13,7 +16,7 @@ import (
 
 // down stops the cluster and removes every trace of it. It trusts no record:
 // what is to be ended is found by control group, and by the run folder.
-func (c *cluster) down(keepLogs string) error {
+func (c *cluster) down(ctx context.Context, keepLogs string) error {
 	if err := checkRoot(); err != nil {
 		return err
 	}
@@ -21,7 +24,7 @@ func (c *cluster) down(keepLogs string) error {
 		fmt.Println("nothing is running")
 		return nil
 	}
-	lock, err := c.lock(true)
+	lock, err := c.lock(ctx, true)
 	if err != nil {
 		return err
 	}
@@ -30,17 +33,35 @@ func (c *cluster) down(keepLogs string) error {
 		fmt.Println("nothing is running")
 		return os.RemoveAll(c.folders.run)
 	}
+	var logs error
 	if keepLogs != "" {
-		if err := os.CopyFS(keepLogs, os.DirFS(c.folders.inRun("logs"))); err != nil {
-			return fmt.Errorf("nothing was stopped, the logs cannot be copied: %w", err)
-		}
+		logs = c.copyLogs(keepLogs)
 	}
 	start := time.Now()
 	if err := c.remove(); err != nil {
-		return err
+		return errors.Join(logs, err)
 	}
 	fmt.Printf("the cluster is gone after %.1f s\n", time.Since(start).Seconds())
-	return nil
+	return logs
+}
+
+// copyLogs keeps what the components said, and the pods of each node. That it
+// fails is no reason to leave the cluster running.
+func (c *cluster) copyLogs(target string) error {
+	copies := map[string]string{c.folders.inRun("logs"): target}
+	for _, n := range c.nodes {
+		copies[c.folders.inRun(n.name, "pod-logs")] = filepath.Join(target, n.name+"-pods")
+	}
+	if err := os.MkdirAll(target, 0o755); err != nil {
+		return err
+	}
+	var failures []error
+	for from, to := range copies {
+		if output, err := exec.Command("cp", "--recursive", "--no-target-directory", from, to).CombinedOutput(); err != nil {
+			failures = append(failures, fmt.Errorf("cannot keep logs: %w\n%s", err, output))
+		}
+	}
+	return errors.Join(failures...)
 }
 
 // present tells whether there is anything of this cluster on the machine.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -22,7 +23,7 @@ func runNode(ctx context.Context, c *cluster, arguments []string) error {
 	if !c.present() {
 		return errNothingRuns
 	}
-	lock, err := c.lock(true)
+	lock, err := c.lock(ctx, true)
 	if err != nil {
 		return err
 	}
@@ -53,12 +54,16 @@ func (c *cluster) stopNode(n node) error {
 }
 
 // bootNode starts a stopped node and waits until it is ready. What a machine
-// keeps in memory only, here containerd's state, did not survive.
+// keeps in memory only did not survive: containerd's state and the control
+// groups of the pods, each of which would keep kubelet wondering for seconds.
 func (c *cluster) bootNode(ctx context.Context, n node) error {
 	if _, err := c.anchorOf(n); err == nil {
 		return fmt.Errorf("%s is running", n.name)
 	}
 	if err := c.stopNode(n); err != nil {
+		return err
+	}
+	if err := errors.Join(removeGroups(n.group()), makeGroups(n.group())); err != nil {
 		return err
 	}
 	booted := time.Now()

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 )
 
 // errBusy is returned when another command changes the cluster right now.
@@ -13,37 +15,50 @@ var errBusy = errors.New("another up, down or node command is at work on this cl
 // lock makes the run folder and locks it against other commands, until the
 // returned file is closed. The folder itself is the lock, so that nothing is
 // left of it when `down` removes the folder.
-func (c *cluster) lock(wait bool) (*os.File, error) {
-	how := syscall.LOCK_EX
-	if !wait {
-		how |= syscall.LOCK_NB
-	}
+func (c *cluster) lock(ctx context.Context, wait bool) (*os.File, error) {
+	const pause = 100 * time.Millisecond
 	for {
-		if err := os.MkdirAll(c.folders.run, 0o700); err != nil {
-			return nil, err
+		folder, err := c.tryLock()
+		if !errors.Is(err, errBusy) || !wait {
+			return folder, err
 		}
-		folder, err := os.Open(c.folders.run)
-		if err != nil {
-			return nil, err
-		}
-		err = syscall.Flock(int(folder.Fd()), how)
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			folder.Close()
+		select {
+		case <-ctx.Done():
 			return nil, errBusy
+		case <-time.After(pause):
 		}
-		if err != nil {
-			folder.Close()
-			return nil, fmt.Errorf("cannot lock %s: %w", c.folders.run, err)
-		}
-		locked, err := folder.Stat()
-		if err != nil {
-			folder.Close()
-			return nil, err
-		}
-		// A folder that was removed while this waited locks nothing.
-		if now, err := os.Stat(c.folders.run); err == nil && os.SameFile(locked, now) {
-			return folder, nil
-		}
-		folder.Close()
 	}
+}
+
+func (c *cluster) tryLock() (*os.File, error) {
+	if err := os.MkdirAll(c.folders.run, 0o700); err != nil {
+		return nil, err
+	}
+	folder, err := os.Open(c.folders.run)
+	if err != nil {
+		return nil, err
+	}
+	err = syscall.Flock(int(folder.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if err == nil && !isStill(folder, c.folders.run) {
+		err = syscall.EWOULDBLOCK // removed in between, so this locks nothing
+	}
+	switch {
+	case err == nil:
+		return folder, nil
+	case errors.Is(err, syscall.EWOULDBLOCK):
+		err = errBusy
+	default:
+		err = fmt.Errorf("cannot lock %s: %w", c.folders.run, err)
+	}
+	return nil, errors.Join(err, folder.Close())
+}
+
+// isStill tells whether the path leads to the open file.
+func isStill(open *os.File, path string) bool {
+	one, err := open.Stat()
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(path)
+	return err == nil && os.SameFile(one, other)
 }

@@ -28,7 +28,7 @@ Usage: cluster COMMAND
   up [--if-needed]       start the cluster and wait until pods can run;
                          with --if-needed a running, healthy one is fine
   down [--keep-logs DIR] stop everything and remove every trace of it;
-                         idempotent; the logs can be copied to DIR first
+                         idempotent; components' and pods' logs can be kept
   load-image FILE.tar... import image archives into both nodes
   status                 what runs and whether it is well (exit code 0 or 1)
   kubeconfig             print the path of the administrator's kubeconfig
@@ -79,7 +79,7 @@ func run(ctx context.Context, arguments []string) error {
 	case "up":
 		return runUp(ctx, c, arguments)
 	case "down":
-		return runDown(c, arguments)
+		return runDown(ctx, c, arguments)
 	case "load-image":
 		return c.loadImages(ctx, arguments)
 	case "status":
@@ -104,12 +104,12 @@ func runUp(ctx context.Context, c *cluster, arguments []string) error {
 	return c.up(ctx, ifNeeded)
 }
 
-func runDown(c *cluster, arguments []string) error {
+func runDown(ctx context.Context, c *cluster, arguments []string) error {
 	switch {
 	case len(arguments) == 0:
-		return c.down("")
+		return c.down(ctx, "")
 	case len(arguments) == 2 && arguments[0] == "--keep-logs":
-		return c.down(arguments[1])
+		return c.down(ctx, arguments[1])
 	}
 	return fmt.Errorf("down takes only --keep-logs DIR: %w", errUsage)
 }

@@ -17,9 +17,12 @@ import (
 // checkPrerequisites looks at everything `up` depends on and returns all that
 // is missing at once, before anything is changed.
 func (c *cluster) checkPrerequisites() error {
-	problems := []error{checkRoot(), checkPackages(c.folders.source), checkControlGroups(), checkKernel(), c.checkDisk(), c.checkLeftovers()}
-	problems = append(problems, checkPorts()...)
-	problems = append(problems, checkAddresses()...)
+	problems := []error{checkRoot(), checkPackages(c.folders.source), checkControlGroups(), checkKernel(), c.checkDisk()}
+	if other := checkOtherCluster(); other != nil {
+		problems = append(problems, other) // which has the ports and addresses, too
+	} else {
+		problems = append(append(problems, checkPorts()...), checkAddresses()...)
+	}
 	problems = slices.DeleteFunc(problems, func(problem error) bool { return problem == nil })
 	if len(problems) == 0 {
 		return nil
@@ -118,8 +121,8 @@ func (c *cluster) checkDisk() error {
 	return nil
 }
 
-// checkLeftovers finds another cluster on the machine.
-func (c *cluster) checkLeftovers() error {
+// checkOtherCluster finds another cluster on the machine.
+func checkOtherCluster() error {
 	if owner, found := bridgeOwner(); found {
 		return fmt.Errorf("the bridge %s is there already: a cluster runs in %q; stop it with: ORTOLAN_CLUSTER_DIR=%s cluster down", bridge, owner, owner)
 	}
@@ -133,16 +136,19 @@ func (c *cluster) checkLeftovers() error {
 }
 
 func checkPorts() []error {
-	ports := map[int]string{
-		apiServerPort: "kube-apiserver", etcdPort: "etcd", etcdPeerPort: "etcd", dnsPort: "dns",
-		10248: "kubelet", 10250: "kubelet", 10249: "kube-proxy", 10256: "kube-proxy",
-		10257: "kube-controller-manager", 10259: "kube-scheduler",
+	ports := []struct {
+		number int
+		user   string
+	}{
+		{apiServerPort, "kube-apiserver"}, {etcdPort, "etcd"}, {etcdPeerPort, "etcd"}, {dnsPort, "dns"},
+		{10248, "kubelet"}, {10250, "kubelet"}, {10249, "kube-proxy"}, {10256, "kube-proxy"},
+		{10257, "kube-controller-manager"}, {10259, "kube-scheduler"},
 	}
 	var problems []error
-	for port, user := range ports {
-		listener, err := net.Listen("tcp", ":"+strconv.Itoa(port))
+	for _, port := range ports {
+		listener, err := net.Listen("tcp", ":"+strconv.Itoa(port.number))
 		if err != nil {
-			problems = append(problems, fmt.Errorf("port %d, for %s, is in use (see: ss -ltnp sport = :%d)", port, user, port))
+			problems = append(problems, fmt.Errorf("port %d, for %s, is in use (see: ss -ltnp sport = :%d)", port.number, port.user, port.number))
 			continue
 		}
 		listener.Close()
@@ -150,19 +156,26 @@ func checkPorts() []error {
 	return problems
 }
 
-// checkAddresses finds addresses of the machine that are also the cluster's.
+// checkAddresses finds networks the machine has or knows a way to that
+// overlap with the cluster's.
 func checkAddresses() []error {
-	addresses, err := net.InterfaceAddrs()
+	output, err := exec.Command("ip", "-4", "route", "show", "table", "all").Output()
 	if err != nil {
-		return []error{err}
+		return nil // without the ip tool, which is among the missing packages
 	}
 	var problems []error
-	for _, text := range []string{podRange, linkRange, serviceRange} {
-		ours := netip.MustParsePrefix(text)
-		for _, address := range addresses {
-			theirs, err := netip.ParsePrefix(address.String())
-			if err == nil && ours.Overlaps(theirs.Masked()) {
-				problems = append(problems, fmt.Errorf("the cluster's addresses %s overlap with %s, which the machine has", ours, theirs))
+	for line := range strings.Lines(string(output)) {
+		fields := strings.Fields(line)
+		if len(fields) > 1 && slices.Contains([]string{"local", "broadcast", "blackhole", "unreachable"}, fields[0]) {
+			fields = fields[1:]
+		}
+		theirs, err := netip.ParsePrefix(fields[0])
+		if err != nil {
+			continue // the default route, or an address that its network covers
+		}
+		for _, text := range []string{podRange, linkRange, serviceRange} {
+			if ours := netip.MustParsePrefix(text); ours.Overlaps(theirs.Masked()) {
+				problems = append(problems, fmt.Errorf("the cluster's addresses %s overlap with %s, to which this machine has a route", ours, theirs))
 			}
 		}
 	}

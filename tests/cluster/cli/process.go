@@ -33,8 +33,13 @@ func (c *cluster) start(name, group string, argv ...string) (*process, error) {
 	}
 	defer logFile.Close()
 	// Only the process itself can enter the group before its first fork.
-	const enter = `echo 0 >"$0" && exec "$@"`
-	command := exec.Command("/bin/sh", append([]string{"-c", enter, filepath.Join(trackingGroup(group), "cgroup.procs")}, argv...)...)
+	const enter = `while [ "$1" != -- ]; do echo 0 >"$1" || exit; shift; done; shift; exec "$@"`
+	files, err := entrances(group)
+	if err != nil {
+		return nil, err
+	}
+	arguments := slices.Concat([]string{"-c", enter, "enter"}, files, []string{"--"}, argv)
+	command := exec.Command("/bin/sh", arguments...)
 	command.Dir = c.folders.run
 	command.Env = []string{
 		"PATH=" + c.folders.bin(runtimePart) + ":" + c.folders.bin(runcPart) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -21,7 +21,7 @@ func newCluster(f folders) *cluster {
 
 // up starts the cluster, unless it runs.
 func (c *cluster) up(ctx context.Context, ifNeeded bool) error {
-	lock, err := c.lock(ifNeeded)
+	lock, err := c.lock(ctx, ifNeeded)
 	if err != nil {
 		return err
 	}
