@@ -1,2 +1,10 @@
-//! The operator and its command line.
-fn main() {}
+//! The operator and its command line: parses arguments and dispatches.
+
+mod cli;
+
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    cli::Cli::parse().execute().await
+}

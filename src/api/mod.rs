@@ -10,6 +10,8 @@ pub mod conditions;
 pub mod names;
 mod quantity;
 mod status;
+#[cfg(test)]
+mod tests;
 pub mod validated;
 
 use kube::{CustomResource, KubeSchema};

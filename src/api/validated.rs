@@ -3,7 +3,7 @@
 //! The schema's rules let nothing through that fails here, but an object may be older than its rules: every failure has
 //! a sentence for the `InvalidSpec` condition.
 
-use std::time::Duration;
+use std::{fmt::Write, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
@@ -88,7 +88,7 @@ impl RevisionSpec {
         // serde_json writes struct fields in their order and these types hold no maps: the text is canonical.
         let text = serde_json::to_vec(self).unwrap_or_default();
         let digest = Sha256::digest(&text);
-        digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect()
+        hex(&digest[..5])
     }
 
     /// Where the model's bytes come from.
@@ -193,6 +193,15 @@ impl ScalingGoal {
     }
 }
 
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// Parses a number with one unit of `ms`, `s`, `m`.
 fn parse_duration(field: &'static str, text: &str) -> Result<Duration, InvalidSpec> {
     let invalid = || InvalidSpec::Duration { field, value: text.to_owned() };
@@ -243,7 +252,7 @@ mod tests {
         let parse = |text| parse_duration("f", text);
         assert_eq!(parse("50ms"), Ok(Duration::from_millis(50)));
         assert_eq!(parse("2s"), Ok(Duration::from_secs(2)));
-        assert_eq!(parse("3m"), Ok(Duration::from_secs(180)));
+        assert_eq!(parse("3m"), Ok(Duration::from_mins(3)));
         for text in ["", "5", "ms", "1.5s", "-1s", "5 s", "9999999999999999999999s"] {
             assert!(parse(text).is_err(), "{text}");
         }

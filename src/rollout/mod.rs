@@ -54,10 +54,10 @@ pub fn plan(stable: Option<&str>, desired: &str, servers: u32, seen: &BTreeMap<S
         }
         _ => {
             let known = stable == Some(desired);
-            let serves = known || new.ready > 0;
-            plan.stable = serves.then(|| desired.to_owned());
-            plan.candidate = (!serves).then(|| desired.to_owned());
-            plan.promoted = serves && !known;
+            let answers = known || new.ready > 0;
+            plan.stable = answers.then(|| desired.to_owned());
+            plan.candidate = (!answers).then(|| desired.to_owned());
+            plan.promoted = answers && !known;
             plan.replicas.insert(desired.to_owned(), servers);
         }
     }

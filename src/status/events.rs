@@ -12,6 +12,8 @@ pub struct Note {
     pub warning: bool,
     /// In PascalCase.
     pub reason: String,
+    /// What was done. Events of equal reason and action are counted as one that keeps its first text.
+    pub action: String,
     /// A sentence.
     pub text: String,
 }
@@ -31,13 +33,15 @@ fn revisions(before: &ModelDeploymentStatus, after: &ModelDeploymentStatus) -> O
     let name =
         |revision: &Option<crate::api::RevisionStatus>| revision.as_ref().map(|revision| revision.revision.clone());
     let (old, new, candidate) = (name(&before.stable), name(&after.stable), name(&after.candidate));
-    let note = |reason: &str, text: String| Some(Note { warning: false, reason: reason.to_owned(), text });
+    let note = |reason: &str, revision: &str, text: String| {
+        Some(Note { warning: false, reason: reason.to_owned(), action: format!("Revision{revision}"), text })
+    };
     match (old, new, candidate) {
         (old, Some(new), _) if old.as_ref() != Some(&new) => {
-            note("Promoted", format!("revision {new} is the stable one"))
+            note("Promoted", &new, format!("revision {new} is the stable one"))
         }
         (Some(old), _, Some(candidate)) if name(&before.candidate).as_ref() != Some(&candidate) => {
-            note("RolloutStarted", format!("revision {candidate} is replacing {old}"))
+            note("RolloutStarted", &candidate, format!("revision {candidate} is replacing {old}"))
         }
         _ => None,
     }
@@ -51,7 +55,7 @@ fn scaling(before: &ModelDeploymentStatus, after: &ModelDeploymentStatus) -> Opt
         std::cmp::Ordering::Less => "ScaledDown",
     };
     let text = format!("from {} to {} servers: {}", before.desired, after.desired, after.reason);
-    Some(Note { warning: false, reason: reason.to_owned(), text })
+    Some(Note { warning: false, reason: reason.to_owned(), action: format!("ScaleTo{}", after.desired), text })
 }
 
 /// The note of a condition that changed its status or, where it is not normal, its reason.
@@ -69,5 +73,10 @@ fn condition(
         before.is_some_and(|before| before.status == after.status && (!warning || before.reason == after.reason));
     // A model that is starting for the first time is not worth a warning.
     let starting = after.reason == crate::api::conditions::reason::STARTING;
-    (!same && !starting).then_some(Note { warning, reason: after.reason, text: after.message })
+    (!same && !starting).then_some(Note {
+        warning,
+        reason: after.reason,
+        action: "Reconcile".to_owned(),
+        text: after.message,
+    })
 }

@@ -139,12 +139,12 @@ mod tests {
 
     use super::*;
 
-    fn pod(status: serde_json::Value) -> Pod {
+    fn pod(status: &serde_json::Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "digits-x"}, "status": status})).unwrap()
     }
 
-    fn container(state: serde_json::Value, last: serde_json::Value) -> Pod {
-        pod(json!({"containerStatuses": [{
+    fn container(state: &serde_json::Value, last: &serde_json::Value) -> Pod {
+        pod(&json!({"containerStatuses": [{
             "name": "server", "image": "example.org/server:1", "imageID": "", "ready": false, "restartCount": 2,
             "state": state, "lastState": last,
         }]}))
@@ -158,7 +158,7 @@ mod tests {
     fn what_the_server_said_is_the_reason_also_while_the_kubelet_waits_to_restart_it() {
         let said = r#"{"reason":"SourceNotFound","message":"models.example.org answered 404 for the model"}"#;
         let waiting = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}});
-        let found = problem(&container(waiting, json!({"terminated": {"exitCode": 1, "message": said}})));
+        let found = problem(&container(&waiting, &json!({"terminated": {"exitCode": 1, "message": said}})));
         assert_eq!((found.reason.as_str(), found.stage, found.permanent), ("SourceNotFound", Stage::Artifact, true));
         assert_eq!(found.message, "pod digits-x: models.example.org answered 404 for the model");
     }
@@ -167,16 +167,16 @@ mod tests {
     fn a_server_that_starts_again_keeps_the_reason_of_its_last_end() {
         let said = r#"{"reason":"ModelInvalid","message":"not a model"}"#;
         let running = json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}});
-        let found = problem(&container(running, json!({"terminated": {"exitCode": 1, "message": said}})));
+        let found = problem(&container(&running, &json!({"terminated": {"exitCode": 1, "message": said}})));
         assert_eq!((found.reason.as_str(), found.stage), ("ModelInvalid", Stage::Load));
     }
 
     #[test]
     fn memory_that_ran_out_is_told_from_a_crash() {
         let killed = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
-        assert_eq!(problem(&container(killed, json!({}))).reason, "OutOfMemory");
+        assert_eq!(problem(&container(&killed, &json!({}))).reason, "OutOfMemory");
         let crashed = json!({"terminated": {"exitCode": 139, "message": "first\nsegmentation fault"}});
-        let found = problem(&container(crashed, json!({})));
+        let found = problem(&container(&crashed, &json!({})));
         assert_eq!(found.reason, "CrashLoop");
         assert!(
             found.message.contains("exit code 139") && found.message.contains("segmentation fault"),
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn an_image_that_is_missing_names_it() {
         let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "not found"}});
-        let found = problem(&container(waiting, json!({})));
+        let found = problem(&container(&waiting, &json!({})));
         assert_eq!(found.reason, "ImageUnavailable");
         assert!(found.message.contains("example.org/server:1"), "{}", found.message);
     }
@@ -197,12 +197,12 @@ mod tests {
     fn a_missing_config_map_is_said() {
         let waiting =
             json!({"waiting": {"reason": "CreateContainerConfigError", "message": "configmap \"m\" not found"}});
-        assert_eq!(problem(&container(waiting, json!({}))).reason, "ContainerNotCreated");
+        assert_eq!(problem(&container(&waiting, &json!({}))).reason, "ContainerNotCreated");
     }
 
     #[test]
     fn an_unschedulable_pod_has_the_schedulers_own_words() {
-        let found = problem(&pod(json!({"conditions": [{
+        let found = problem(&pod(&json!({"conditions": [{
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available: 2 Insufficient cpu."
         }]})));
         assert_eq!(found.reason, "Unschedulable");
@@ -212,16 +212,16 @@ mod tests {
     #[test]
     fn the_servers_word_comes_before_the_kubelets() {
         let said = r#"{"reason":"DigestMismatch","message":"other bytes"}"#;
-        let told = container(json!({"terminated": {"exitCode": 1, "message": said}}), json!({}));
-        let waits = container(json!({"waiting": {"reason": "ErrImagePull"}}), json!({}));
+        let told = container(&json!({"terminated": {"exitCode": 1, "message": said}}), &json!({}));
+        let waits = container(&json!({"waiting": {"reason": "ErrImagePull"}}), &json!({}));
         assert_eq!(root_cause(None, &[&waits, &told]).unwrap().reason, "DigestMismatch");
     }
 
     #[test]
     fn a_pod_that_starts_or_serves_has_no_problem() {
-        assert_eq!(root_cause(None, &[&container(json!({"running": {}}), json!({}))]), None);
+        assert_eq!(root_cause(None, &[&container(&json!({"running": {}}), &json!({}))]), None);
         assert_eq!(
-            root_cause(None, &[&container(json!({"waiting": {"reason": "ContainerCreating"}}), json!({}))]),
+            root_cause(None, &[&container(&json!({"waiting": {"reason": "ContainerCreating"}}), &json!({}))]),
             None
         );
     }

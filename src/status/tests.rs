@@ -11,7 +11,7 @@ use crate::{
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
-fn model(scaling: serde_json::Value) -> DesiredModel {
+fn model(scaling: &serde_json::Value) -> DesiredModel {
     let object: ModelDeployment = serde_json::from_value(serde_json::json!({
         "apiVersion": "ortolan.dev/v1alpha1", "kind": "ModelDeployment",
         "metadata": {"name": "digits", "namespace": "ml", "uid": "0b51", "generation": 3},
@@ -34,7 +34,7 @@ struct Situation {
 impl Situation {
     fn new() -> Self {
         Self {
-            model: model(serde_json::json!({"minReplicas": 2})),
+            model: model(&serde_json::json!({"minReplicas": 2})),
             previous: ModelDeploymentStatus::default(),
             rollout: rollout::Plan { candidate: Some("a".into()), ..rollout::Plan::default() },
             revisions: BTreeMap::from([("a".to_owned(), RevisionFacts::default())]),
@@ -143,7 +143,7 @@ fn a_target_that_needs_more_servers_than_allowed() {
     };
     let scaling = serde_json::json!({"maxReplicas": 4, "latency": {"target": "50ms"}});
     insta::assert_snapshot!(
-        Situation { model: model(scaling), decision: Some(decision), ..Situation::serving() }.text()
+        Situation { model: model(&scaling), decision: Some(decision), ..Situation::serving() }.text()
     );
 }
 

@@ -1,0 +1,103 @@
+//! The CEL rules, evaluated without a cluster: what passes, and what is refused with which words.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn object(spec: &Value) -> Result<ModelDeployment, serde_json::Error> {
+    serde_json::from_value(json!({
+        "apiVersion": "ortolan.dev/v1alpha1", "kind": "ModelDeployment",
+        "metadata": {"name": "digits", "namespace": "ml"}, "spec": spec,
+    }))
+}
+
+/// The messages with which a spec is refused; empty when it passes.
+fn refused(spec: &Value) -> String {
+    object(spec).unwrap().validate_cel().map_or_else(|error| error.to_string(), |()| String::new())
+}
+
+fn with(path: &str, value: Value) -> Value {
+    let mut spec = json!({"model": {"uri": "https://models.example.org/digits.onnx"}});
+    let mut place = &mut spec;
+    for key in path.split('.') {
+        place = &mut place[key];
+    }
+    *place = value;
+    spec
+}
+
+#[test]
+fn the_specs_of_the_readme_pass() {
+    for spec in [
+        json!({"model": {"uri": "https://models.example.org/digits.onnx"}}),
+        json!({"model": {"uri": "pvc://models/digits/3/model.onnx", "sha256": "0".repeat(64)}}),
+        json!({"model": {"uri": "configmap://digits-model/digits.onnx"}, "replicas": 3}),
+        json!({
+            "model": {"uri": "http://models.ml.svc:8000/digits.onnx?version=3"},
+            "server": {
+                "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"cpu": 1, "memory": "1Gi"}},
+                "batching": {"maxSize": 64, "maxDelay": "2ms"},
+                "threads": 2,
+            },
+            "scaling": {"minReplicas": 1, "maxReplicas": 4, "latency": {"quantile": "p95", "target": "50ms"}},
+        }),
+    ] {
+        assert_eq!(refused(&spec), "", "{spec}");
+    }
+}
+
+#[test]
+fn what_is_refused_says_what_was_expected() {
+    let latency = |target: &str| json!({"maxReplicas": 4, "latency": {"target": target}});
+    let resources = |requests: Value, limits: Value| json!({"resources": {"requests": requests, "limits": limits}});
+    for (spec, words) in [
+        (with("model.uri", json!("models/digits.onnx")), "must be https://HOST/PATH"),
+        (with("model.uri", json!("ftp://models.example.org/digits.onnx")), "must be https://HOST/PATH"),
+        (with("model.uri", json!("pvc://claim-only")), "pvc://CLAIM/PATH"),
+        (with("model.uri", json!("https://user:word@h/digits.onnx")), "user name or password"),
+        (with("model.uri", json!("pvc://models/../other/m.onnx")), "must not contain '..'"),
+        (with("model.sha256", json!("abc")), "64 lower-case hexadecimal digits"),
+        (with("model.sha256", json!("A".repeat(64))), "64 lower-case hexadecimal digits"),
+        (with("server.batching.maxDelay", json!("fast")), "maxDelay must be a duration"),
+        (with("server.batching.maxDelay", json!("20s")), "from 0s to 10s"),
+        (with("server", resources(json!({"cpu": "lots"}), json!({}))), "cpu must be a positive quantity"),
+        (with("server", resources(json!({}), json!({"memory": "-1"}))), "memory must be a positive quantity"),
+        (with("server", resources(json!({"cpu": 2}), json!({"cpu": "500m"}))), "requests.cpu must not be above"),
+        (
+            with("server", resources(json!({"memory": "2Gi"}), json!({"memory": "1Gi"}))),
+            "requests.memory must not be above",
+        ),
+        (with("scaling", latency("soon")), "target must be a duration above zero"),
+        (with("scaling", latency("0ms")), "target must be a duration above zero"),
+        (with("scaling", json!({"latency": {"target": "50ms"}})), "latency and maxReplicas go together"),
+        (with("scaling", json!({"maxReplicas": 3})), "latency and maxReplicas go together"),
+        (
+            with("scaling", json!({"minReplicas": 5, "maxReplicas": 4, "latency": {"target": "1s"}})),
+            "minReplicas must not be above",
+        ),
+        (
+            json!({"model": {"uri": "https://h/m"}, "replicas": 1, "scaling": {"minReplicas": 2}}),
+            "replicas must not be below",
+        ),
+        (json!({"model": {"uri": "https://h/m"}, "replicas": 1, "scaling": latency("1s")}), "remove one of the two"),
+    ] {
+        let message = refused(&spec);
+        assert!(message.contains(words), "{spec} was answered {message:?}, expected words about {words:?}");
+    }
+}
+
+#[test]
+fn a_name_that_cannot_be_a_services_is_refused() {
+    for (name, passes) in [("digits-2", true), ("2digits", false), ("a.b", false), (&*"x".repeat(41), false)] {
+        let mut object = object(&json!({"model": {"uri": "https://h/m"}})).unwrap();
+        object.metadata.name = Some(name.to_owned());
+        assert_eq!(object.validate_cel().is_ok(), passes, "{name}");
+    }
+}
+
+#[test]
+fn fields_of_the_wrong_type_are_no_model_deployment() {
+    assert!(object(&json!({"model": {"uri": 7}})).is_err());
+    assert!(object(&json!({"model": {"uri": "https://h/m", "format": "pickle"}})).is_err());
+    assert!(object(&json!({})).is_err());
+}

@@ -1,0 +1,129 @@
+//! The command line: `ortolan run` is the operator, the other commands are for people.
+
+use std::{io::Write, net::SocketAddr};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use kube::{Client, Config, CustomResourceExt};
+use ortolan::{
+    api::ModelDeployment,
+    controller::{self, Settings},
+    metrics::Metrics,
+    operations::{self, Health},
+};
+
+/// Serves machine-learning models on Kubernetes, driven by what is observed.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the operator.
+    Run(Run),
+    /// Prints the CustomResourceDefinition as YAML.
+    Crd,
+}
+
+#[derive(Debug, clap::Args)]
+struct Run {
+    /// The inference server's image for new revisions.
+    #[arg(long, env = "ORTOLAN_SERVER_IMAGE")]
+    server_image: String,
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, env = "ORTOLAN_OPERATIONS_ADDRESS", default_value = "0.0.0.0:9090")]
+    operations_address: SocketAddr,
+    /// The form of the log.
+    #[arg(long, env = "ORTOLAN_LOG_FORMAT", default_value = "json")]
+    log_format: LogFormat,
+    /// What is logged: a level, or `target=level,…`.
+    #[arg(long, env = "ORTOLAN_LOG", default_value = "info")]
+    log: String,
+    /// The name of this process, for Events; the pod's name in a cluster.
+    #[arg(long, env = "POD_NAME")]
+    instance: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Cli {
+    /// Does what the arguments say.
+    pub async fn execute(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Run(run) => run.execute().await,
+            Command::Crd => print_crd(),
+        }
+    }
+}
+
+fn print_crd() -> anyhow::Result<()> {
+    let text = serde_yaml::to_string(&ModelDeployment::crd())?;
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
+}
+
+impl Run {
+    async fn execute(self) -> anyhow::Result<()> {
+        self.start_log()?;
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
+        let mut config =
+            Config::infer().await.context("no cluster: neither a kubeconfig nor a service account was found")?;
+        // The client's own retries go on for up to 1000 s; a reconcile is tried again by its controller instead.
+        config.default_retry = false;
+        let client = Client::try_from(config)?;
+        let (metrics, health) = (Metrics::default(), Health::default());
+        let stop = tokio::sync::watch::Sender::new(false);
+        let stopped = |mut stop: tokio::sync::watch::Receiver<bool>| async move {
+            // An error means that the sender is gone, and the process with it.
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        let app = operations::app(metrics.clone(), health.clone());
+        let operations = tokio::spawn(operations::serve(self.operations_address, app, stopped(stop.subscribe())));
+        let settings = Settings { server_image: self.server_image, instance: self.instance };
+        let shutdown = Box::pin(stopped(stop.subscribe()));
+        let controller = controller::run(client, settings, (metrics, health), shutdown);
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "the operator runs");
+        let signal = tokio::spawn(async move {
+            let result = terminated().await;
+            stop.send_replace(true);
+            result
+        });
+        controller.await?;
+        anyhow::ensure!(signal.is_finished(), "the watch of ModelDeployments ended by itself");
+        signal.await?.context("cannot listen for signals")?;
+        operations.await?.context("the operations port failed")?;
+        tracing::info!("the operator has stopped");
+        Ok(())
+    }
+
+    fn start_log(&self) -> anyhow::Result<()> {
+        let filter = tracing_subscriber::EnvFilter::try_new(&self.log).context("the log filter cannot be read")?;
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match self.log_format {
+            LogFormat::Json => log.json().flatten_event(true).init(),
+            LogFormat::Text => log.init(),
+        }
+        Ok(())
+    }
+}
+
+/// Returns at SIGTERM or SIGINT.
+async fn terminated() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

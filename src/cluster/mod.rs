@@ -1,0 +1,4 @@
+//! The only writer: server-side apply, prune, status and Events.
+
+pub mod differs;
+pub mod writer;

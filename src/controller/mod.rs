@@ -1,0 +1,161 @@
+//! Wiring: which changes wake which reconcile, how many run at once, and what they share.
+
+pub mod fleet;
+mod looks;
+mod reconcile;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, channel::mpsc};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{Config, Controller, controller::Action, reflector::ObjectRef, watcher},
+};
+
+use crate::{
+    api::{ModelDeployment, names},
+    cluster::writer::Writer,
+    metrics::Metrics,
+    observe::{
+        scrape::Scraper,
+        stores::{self, Stores},
+    },
+    operations::Health,
+};
+use fleet::Fleet;
+use reconcile::{ReconcileError, reconcile};
+
+/// A ModelDeployment, or an object that cannot be read as one and must not stop the watch.
+pub type Guarded = DeserializeGuard<ModelDeployment>;
+
+/// Reconciles at once.
+const CONCURRENCY: u16 = 16;
+/// The longest that one reconcile may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// An object is looked at again after this, whatever the watches said.
+const RESYNC: Duration = Duration::from_mins(5);
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What a user of the operator sets.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The image that new revisions run.
+    pub server_image: String,
+    /// The name of this process among others, for Events.
+    pub instance: Option<String>,
+}
+
+/// What reconciles share.
+pub struct Context {
+    settings: Settings,
+    stores: Stores,
+    writer: Writer,
+    fleet: Fleet,
+    metrics: Metrics,
+    health: Health,
+    started: Instant,
+}
+
+impl Context {
+    /// Seconds since the process started: the clock of the looks.
+    fn clock(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+}
+
+/// Runs until `shutdown`, then ends the reconciles that are under way.
+pub async fn run(
+    client: Client,
+    settings: Settings,
+    (metrics, health): (Metrics, Health),
+    shutdown: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+) -> Result<(), reqwest::Error> {
+    let scraper = Scraper::new()?;
+    let (revisions, revision_changes) = stores::watch(&client);
+    let (deployments, deployment_changes) = stores::watch(&client);
+    let (services, service_changes) = stores::watch(&client);
+    let (budgets, budget_changes) = stores::watch(&client);
+    let (pods, pod_changes) = stores::watch(&client);
+    let context = Arc::new(Context {
+        writer: Writer::new(client.clone(), settings.instance.clone(), metrics.clone()),
+        stores: Stores { revisions, deployments, services, budgets, pods },
+        settings,
+        fleet: Fleet::default(),
+        metrics,
+        health,
+        started: Instant::now(),
+    });
+    let (wake, woken) = mpsc::unbounded();
+    let controller = Controller::new(Api::<Guarded>::all(client), watcher::Config::default())
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .owns_stream(revision_changes)
+        .owns_stream(deployment_changes)
+        .owns_stream(service_changes)
+        .owns_stream(budget_changes)
+        .watches_stream(pod_changes, |pod: Pod| model_of(&pod))
+        .reconcile_on(woken)
+        .graceful_shutdown_on(shutdown);
+    let models = controller.store();
+    let reconciles = controller.run(step, on_error, context.clone()).for_each(|_| async {});
+    let looks = async {
+        // Decisions on half-filled caches would be about servers that are only not seen yet.
+        if models.wait_until_ready().await.is_ok() && context.stores.filled().await.is_ok() {
+            context.health.ready();
+            looks::run(context.clone(), models, scraper, wake).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = reconciles => {}
+        () = looks => {}
+    }
+    Ok(())
+}
+
+/// The model that a pod belongs to, by its label: a pod's owner is a ReplicaSet.
+fn model_of(pod: &Pod) -> Option<ObjectRef<Guarded>> {
+    Some(ObjectRef::new(pod.labels().get(names::MODEL)?).within(&pod.namespace()?))
+}
+
+/// One reconcile, with its limits, its log and its metrics around it.
+async fn step(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let started = Instant::now();
+    let result = match &object.0 {
+        Err(invalid) => Err(ReconcileError::Unreadable(invalid.error.clone())),
+        // Being deleted: the children go by their owner references.
+        Ok(model) if model.metadata.deletion_timestamp.is_some() => Ok(Action::await_change()),
+        Ok(model) => {
+            let filled = context.stores.filled().await.is_ok();
+            match tokio::time::timeout(TIMEOUT, reconcile(model, &context)).await {
+                _ if !filled => Ok(Action::requeue(RETRY)),
+                Ok(result) => result,
+                Err(_) => Err(ReconcileError::TimedOut(TIMEOUT.as_secs())),
+            }
+        }
+    };
+    context.metrics.reconciled(started.elapsed().as_secs_f64(), result.as_ref().err().map(ReconcileError::kind));
+    result
+}
+
+#[allow(clippy::needless_pass_by_value)] // the signature is the controller's
+fn on_error(object: Arc<Guarded>, error: &ReconcileError, _: Arc<Context>) -> Action {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    tracing::warn!(namespace, name, %error, "a reconcile failed and is tried again");
+    // Spread out, so that many objects that failed together do not come back together.
+    let jitter = u64::from(std::hash::Hasher::finish(&hash_of(&name)).to_le_bytes()[0]) * 8;
+    Action::requeue(RETRY + Duration::from_millis(jitter))
+}
+
+fn hash_of(name: &str) -> std::collections::hash_map::DefaultHasher {
+    let mut hasher = std::collections::hash_map::DefaultHasher::new();
+    std::hash::Hash::hash(name, &mut hasher);
+    hasher
+}

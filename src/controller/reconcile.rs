@@ -1,0 +1,313 @@
+//! One reconcile: observe, decide, render, apply, report.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{ControllerRevision, Deployment},
+        core::v1::Service,
+        policy::v1::PodDisruptionBudget,
+    },
+    jiff::Timestamp,
+};
+use kube::runtime::controller::Action;
+
+use super::{Context, RESYNC, RETRY, fleet::View};
+use crate::{
+    api::{
+        ModelDeployment, ModelDeploymentStatus,
+        validated::{DesiredModel, InvalidSpec},
+    },
+    cluster::writer::{Outcome, WriteError},
+    observe::seen::{self, Seen},
+    render::{self, Snapshot},
+    rollout::{self, Count},
+    status::{
+        self, Facts, RevisionFacts,
+        events::{self, Note},
+        problems,
+    },
+};
+
+/// Revisions whose snapshot is kept although no server runs them.
+const HISTORY: usize = 5;
+
+/// A reconcile that did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The object could not be read as a ModelDeployment.
+    #[error("the object cannot be read: {0}")]
+    Unreadable(String),
+    /// A stored revision cannot be rendered.
+    #[error("revision cannot be rendered: {0}")]
+    Render(#[from] InvalidSpec),
+    /// A write failed.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The API server took too long.
+    #[error("the reconcile took longer than {0} seconds")]
+    TimedOut(u64),
+}
+
+impl ReconcileError {
+    /// The class of the error, for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "unreadable",
+            Self::Render(_) => "render",
+            Self::Write(error) => error.kind(),
+            Self::TimedOut(_) => "timed_out",
+        }
+    }
+}
+
+/// Brings the cluster one step closer to what `object` asks for, and says so in its status.
+pub async fn reconcile(object: &ModelDeployment, context: &Context) -> Result<Action, ReconcileError> {
+    let model = match DesiredModel::parse(object) {
+        Ok(model) => model,
+        Err(problem) => return report_invalid(object, context, &problem).await,
+    };
+    let observed = observe(&model, object, context);
+    let decided = decide(&model, object, &observed, context);
+    let children = render(&model, &decided)?;
+    let applied = apply(&model, &observed, &decided, children, context).await;
+    report(&model, object, &observed, (decided, applied), context).await
+}
+
+/// What is there.
+struct Observed {
+    seen: Seen,
+    view: View,
+    facts: BTreeMap<String, RevisionFacts>,
+}
+
+fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Context) -> Observed {
+    let seen = Seen::of(model, &context.stores);
+    let view = context.fleet.view(model, previous_desired(object), context.clock());
+    let facts = seen.deployments.iter().map(|(revision, deployment)| {
+        let pods: Vec<_> = seen.pods_of(revision).map(AsRef::as_ref).collect();
+        let digest = pods.iter().find_map(|pod| view.digests.get(pod.metadata.uid.as_ref()?)).cloned();
+        let facts = RevisionFacts {
+            replicas: count(pods.len()),
+            ready: count(pods.iter().filter(|pod| seen::is_ready(pod)).count()),
+            digest,
+            problem: problems::root_cause(Some(deployment), &pods),
+        };
+        (revision.clone(), facts)
+    });
+    Observed { facts: facts.collect(), seen, view }
+}
+
+/// How many servers `status` says there should be: what a new operator begins with.
+pub(super) fn previous_desired(object: &ModelDeployment) -> Option<u32> {
+    Some(object.status.as_ref()?.scaling.as_ref()?.desired)
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// What there should be.
+struct Decided {
+    rollout: rollout::Plan,
+    /// The snapshot of each revision that has servers.
+    snapshots: BTreeMap<String, Snapshot>,
+    /// The number of a new ControllerRevision.
+    next_number: i64,
+    /// Snapshots of revisions that nobody will go back to.
+    forgotten: Vec<Arc<ControllerRevision>>,
+}
+
+fn decide(model: &DesiredModel, object: &ModelDeployment, observed: &Observed, context: &Context) -> Decided {
+    let desired = model.revision.hash();
+    let stable =
+        object.status.as_ref().and_then(|status| status.stable.as_ref()).map(|stable| stable.revision.as_str());
+    let counts = observed.seen.deployments.iter().map(|(revision, deployment)| {
+        let wanted =
+            deployment.spec.as_ref().and_then(|spec| spec.replicas).and_then(|replicas| u32::try_from(replicas).ok());
+        let ready = observed.facts.get(revision).map_or(0, |facts| facts.ready);
+        (revision.clone(), Count { wanted: wanted.unwrap_or_default(), ready })
+    });
+    let rollout = rollout::plan(stable, &desired, observed.view.desired, &counts.collect());
+    let new = || Snapshot { spec: model.revision.clone(), image: context.settings.server_image.clone() };
+    let stored = |revision: &str| observed.seen.revisions.get(revision).and_then(|stored| render::snapshot_of(stored));
+    let snapshots = rollout.replicas.keys().filter_map(|revision| {
+        let snapshot = stored(revision).or_else(|| (*revision == desired).then(new))?;
+        Some((revision.clone(), snapshot))
+    });
+    let snapshots: BTreeMap<_, _> = snapshots.collect();
+    let mut unused: Vec<_> = observed
+        .seen
+        .revisions
+        .iter()
+        .filter(|(revision, _)| !snapshots.contains_key(*revision))
+        .map(|(_, stored)| stored)
+        .collect();
+    unused.sort_by_key(|stored| std::cmp::Reverse(stored.revision));
+    Decided {
+        forgotten: unused.into_iter().skip(HISTORY).cloned().collect(),
+        next_number: observed.seen.revisions.values().map(|stored| stored.revision).max().unwrap_or_default() + 1,
+        snapshots,
+        rollout,
+    }
+}
+
+/// The objects that there should be.
+struct Children {
+    revisions: BTreeMap<String, ControllerRevision>,
+    deployments: BTreeMap<String, Deployment>,
+    service: Service,
+    budget: PodDisruptionBudget,
+}
+
+fn render(model: &DesiredModel, decided: &Decided) -> Result<Children, ReconcileError> {
+    let mut children = Children {
+        revisions: BTreeMap::new(),
+        deployments: BTreeMap::new(),
+        service: render::service(model),
+        budget: render::disruption_budget(model),
+    };
+    for (revision, snapshot) in &decided.snapshots {
+        let replicas = decided.rollout.replicas.get(revision).copied().unwrap_or_default();
+        children.deployments.insert(revision.clone(), render::deployment(model, revision, snapshot, replicas)?);
+        let stored = render::controller_revision(model, revision, snapshot, decided.next_number);
+        children.revisions.insert(revision.clone(), stored);
+    }
+    Ok(children)
+}
+
+/// What was applied.
+#[derive(Default)]
+struct Applied {
+    notes: Vec<Note>,
+    error: Option<WriteError>,
+}
+
+impl Applied {
+    /// Takes the outcome of one write in; `false` after a failure.
+    fn take(&mut self, what: &str, result: Result<Outcome, WriteError>) -> bool {
+        match result {
+            Ok(Outcome::PutBack(place)) => self.notes.push(Note {
+                warning: true,
+                reason: "PutBack".to_owned(),
+                action: format!("PutBack{what}"),
+                text: format!("{what} was changed by someone else at {place} and is as before again; change the ModelDeployment instead"),
+            }),
+            Ok(_) => {}
+            Err(error) => self.error = Some(error),
+        }
+        self.error.is_none()
+    }
+}
+
+/// Applies what differs, snapshots before what is rendered from them; stops at the first failure.
+async fn apply(
+    model: &DesiredModel,
+    observed: &Observed,
+    decided: &Decided,
+    children: Children,
+    context: &Context,
+) -> Applied {
+    let Children { revisions, deployments, service, budget } = children;
+    let (seen, writer) = (&observed.seen, &context.writer);
+    let mut applied = Applied::default();
+    for (revision, mut stored) in revisions {
+        let live = seen.revisions.get(&revision).map(AsRef::as_ref);
+        // A snapshot keeps the number that it was made with.
+        stored.revision = live.map_or(stored.revision, |live| live.revision);
+        if !applied.take("the ControllerRevision", writer.apply(model, stored, live).await) {
+            return applied;
+        }
+    }
+    let live = seen.service.as_ref().map(AsRef::as_ref);
+    if !applied.take("the Service", writer.apply(model, service, live).await) {
+        return applied;
+    }
+    let live = seen.budget.as_ref().map(AsRef::as_ref);
+    if !applied.take("the PodDisruptionBudget", writer.apply(model, budget, live).await) {
+        return applied;
+    }
+    for (revision, deployment) in deployments {
+        let live = seen.deployments.get(&revision).map(AsRef::as_ref);
+        if !applied.take("the Deployment", writer.apply(model, deployment, live).await) {
+            return applied;
+        }
+    }
+    applied.error = prune(observed, decided, context).await.err();
+    applied
+}
+
+/// Removes what has no part in the plan any more.
+async fn prune(observed: &Observed, decided: &Decided, context: &Context) -> Result<(), WriteError> {
+    for revision in &decided.rollout.retired {
+        if let Some(deployment) = observed.seen.deployments.get(revision) {
+            context.writer.delete(deployment.as_ref()).await?;
+        }
+    }
+    for revision in &decided.forgotten {
+        context.writer.delete(revision.as_ref()).await?;
+    }
+    Ok(())
+}
+
+/// Writes the status, also after a failure, and publishes what changed.
+async fn report(
+    model: &DesiredModel,
+    object: &ModelDeployment,
+    observed: &Observed,
+    (decided, applied): (Decided, Applied),
+    context: &Context,
+) -> Result<Action, ReconcileError> {
+    let Observed { seen, view, facts } = observed;
+    let previous = object.status.clone().unwrap_or_default();
+    let status = status::derive(&Facts {
+        model,
+        previous: &previous,
+        rollout: &decided.rollout,
+        revisions: facts,
+        desired: view.desired,
+        decision: view.decision.as_ref(),
+        numbers: view.numbers,
+        routed: seen.service.is_some(),
+        apply_error: applied.error.as_ref().map(ToString::to_string),
+        now: Timestamp::now(),
+    });
+    write(object, &previous, &status, context).await?;
+    if let Some(numbers) = view.numbers {
+        context.fleet.written(&model.uid, numbers, context.clock());
+    }
+    for note in &applied.notes {
+        context.writer.publish(object, note).await;
+    }
+    match applied.error {
+        Some(error) => Err(error.into()),
+        None => Ok(Action::requeue(RESYNC)),
+    }
+}
+
+async fn report_invalid(
+    object: &ModelDeployment,
+    context: &Context,
+    problem: &InvalidSpec,
+) -> Result<Action, ReconcileError> {
+    let previous = object.status.clone().unwrap_or_default();
+    let generation = object.metadata.generation;
+    let status = status::invalid(generation, &previous, &problem.to_string(), Timestamp::now());
+    write(object, &previous, &status, context).await?;
+    Ok(Action::requeue(RETRY))
+}
+
+async fn write(
+    object: &ModelDeployment,
+    previous: &ModelDeploymentStatus,
+    status: &ModelDeploymentStatus,
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    if status != previous {
+        context.writer.status(object, status).await?;
+        for note in events::between(previous, status) {
+            context.writer.publish(object, &note).await;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! Reads: cluster objects from watch caches, and `/stats` of model servers. Never writes.
+
+pub mod scrape;
+pub mod seen;
+pub mod stores;
+pub mod window;
