@@ -74,7 +74,7 @@ pub struct ModelDeploymentSpec {
     /// A fixed number of inference servers, for `kubectl scale` and for an autoscaler of your own. Only without
     /// `scaling.latency`; `scaling.minReplicas` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(min = 1, max = 1000), extend("format" = "int32"))]
     pub replicas: Option<u32>,
 }
 
@@ -126,7 +126,7 @@ pub struct Server {
     pub batching: Batching,
     /// Threads for one execution of the model; by default the CPU limit, rounded up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 256))]
+    #[schemars(range(min = 1, max = 256), extend("format" = "int32"))]
     pub threads: Option<u32>,
 }
 
@@ -173,7 +173,7 @@ pub struct ResourceAmounts {
 pub struct Batching {
     /// The most rows executed at once; also the most that one request may bring. 1 switches batching off.
     #[serde(default = "default_max_size")]
-    #[schemars(range(min = 1, max = 65536))]
+    #[schemars(range(min = 1, max = 65536), extend("format" = "int32"))]
     pub max_size: u32,
     /// How long a batch that is not full may wait for more rows while the server is free. `0s`: it never waits.
     #[serde(default = "default_max_delay")]
@@ -209,11 +209,11 @@ fn default_max_delay() -> String {
 pub struct Scaling {
     /// The fewest servers.
     #[serde(default = "default_min_replicas")]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(min = 1, max = 1000), extend("format" = "int32"))]
     pub min_replicas: u32,
     /// The most servers; with `latency`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(min = 1, max = 1000), extend("format" = "int32"))]
     pub max_replicas: Option<u32>,
     /// The latency to keep, by adding and removing servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -21,6 +21,7 @@ pub struct ModelDeploymentStatus {
     pub url: Option<String>,
     /// The servers that exist and are not on their way out.
     #[serde(default)]
+    #[schemars(extend("format" = "int32"))]
     pub replicas: u32,
     /// The label selector of the servers, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,8 +60,10 @@ pub struct VariantStatus {
     /// The revision that the numbers are about.
     pub revision: String,
     /// Servers that exist.
+    #[schemars(extend("format" = "int32"))]
     pub replicas: u32,
     /// Servers that answer.
+    #[schemars(extend("format" = "int32"))]
     pub ready: u32,
     /// Observed latency; absent without requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -85,6 +88,7 @@ pub struct LatencyStatus {
 #[serde(rename_all = "camelCase")]
 pub struct ScalingStatus {
     /// The number of servers that there should be.
+    #[schemars(extend("format" = "int32"))]
     pub desired: u32,
     /// Why, in words.
     pub reason: String,

@@ -176,8 +176,8 @@ fn scaling_active(facts: &Facts<'_>) -> Verdict {
             reason::FIXED,
             format!("the number of servers is fixed at {replicas}; spec.scaling.latency would let it follow the load"),
         ),
-        (ScalingGoal::Latency { .. }, Some(decision)) if decision.cause == Cause::Silent => {
-            verdict("Unknown", reason::NO_OBSERVATIONS, "servers do not tell their numbers; their number is held")
+        (ScalingGoal::Latency { .. }, Some(decision)) if matches!(decision.cause, Cause::Silent | Cause::Unknown) => {
+            verdict("Unknown", reason::NO_OBSERVATIONS, decision.reason.clone())
         }
         (ScalingGoal::Latency { .. }, None) => verdict("Unknown", reason::NO_OBSERVATIONS, "nothing was observed yet"),
         (ScalingGoal::Latency { .. }, Some(_)) => {

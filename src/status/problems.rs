@@ -69,7 +69,9 @@ fn of_container(pod: &str, container: &ContainerStatus) -> Option<Problem> {
         return Some(of_exit(pod, container, &ended));
     }
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    // The kubelet puts the cause behind "Back-off …" while it waits to try again: the cause alone does not flap.
     let why = waiting.message.as_deref().unwrap_or("no further message");
+    let why = why.split_once("ErrImagePull: ").map_or(why, |(_, cause)| cause);
     match waiting.reason.as_deref()? {
         "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" => Some(workload(
             reason::IMAGE_UNAVAILABLE,

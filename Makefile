@@ -1,0 +1,58 @@
+# What a person and CI call. Everything that is built or fetched goes into a cache outside the checkout.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export ORTOLAN_CACHE ?= $(HOME)/.cache/ortolan
+export CARGO_TARGET_DIR ?= $(ORTOLAN_CACHE)/target
+
+# Tests of the server load the real ONNX Runtime.
+onnxruntime = export ORT_DYLIB_PATH="$$(tools/onnxruntime)"
+
+.PHONY: help
+help: ## What there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: ## A real model on a real Kubernetes, on this machine (CLUSTER=current: on the cluster of your kube context)
+	@demo/up
+
+.PHONY: demo-down
+demo-down: ## Takes the demo away again
+	@demo/down
+
+.PHONY: test
+test: check cluster-test e2e ## Everything that proves the project
+
+.PHONY: check
+check: setup ## Format, lints, licences, generated files, unit tests
+	cargo fmt --all --check
+	shellcheck $$(git ls-files | xargs grep -lE '^#!.*(bash|/bin/sh)')
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	tools/deny
+	$(onnxruntime); cargo test --workspace --locked
+
+.PHONY: cluster-test
+cluster-test: setup ## The test cluster keeps its promises
+	tests/cluster/selftest
+
+.PHONY: e2e
+e2e: setup ## The whole on a real cluster (ARGS: for pytest)
+	tests/e2e/run $(ARGS)
+
+.PHONY: images
+images: setup ## Container images, and their sizes
+	images/build all
+
+.PHONY: generate
+generate: ## Writes generated files anew
+	cargo run --quiet --package ortolan -- crd > crds/ortolan.dev_modeldeployments.yaml
+
+.PHONY: examples
+examples: ## Trains the examples' models anew
+	"$$(tools/venv examples/digits/requirements.txt)/python" examples/digits/train.py
+
+.PHONY: setup
+setup:
+	@tools/setup
