@@ -1,2 +1,66 @@
-//! The inference server.
-fn main() {}
+//! `ortolan-server`: reads the command line, starts the log and the runtime, and turns the end into an exit code.
+
+use std::fs::OpenOptions;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use mimalloc::MiMalloc;
+use ortolan_protocol::failure::{Failure, FailureReason};
+use ortolan_server::config::{Arguments, Command, Config, ServeArguments};
+use ortolan_server::cpu;
+use ortolan_server::lifecycle::{self, End};
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// What a shell reports for a program that was interrupted.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let Arguments { command: Command::Serve(arguments) } = Arguments::parse();
+    let filter = EnvFilter::try_from_env("ORTOLAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
+    let termination_message = arguments.termination_message.clone();
+    match serve(*arguments, started) {
+        Ok(End::Drained) => ExitCode::SUCCESS,
+        Ok(End::Forced) => ExitCode::from(INTERRUPTED),
+        Err(failure) => {
+            error!(reason = failure.reason.as_str(), "{}", failure.message);
+            leave_behind(&failure, &termination_message);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(arguments: ServeArguments, started: Instant) -> Result<End, Failure> {
+    let config = Config::try_from(arguments)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cpu::threads(config.cpus))
+        .enable_all()
+        .build()
+        .map_err(|error| Failure {
+            reason: FailureReason::Internal,
+            message: format!("no threads can be started: {error}"),
+        })?;
+    let end = runtime.block_on(lifecycle::run(config, started));
+    // A model that is still being loaded is not waited for.
+    runtime.shutdown_background();
+    end
+}
+
+/// Writes the failure where Kubernetes reads a container's last words. Only into a file that is there: outside
+/// Kubernetes there is none.
+fn leave_behind(failure: &Failure, path: &Path) {
+    let Ok(text) = serde_json::to_string(failure) else { return };
+    if let Ok(mut file) = OpenOptions::new().write(true).truncate(true).open(path)
+        && let Err(error) = file.write_all(text.as_bytes())
+    {
+        error!(%error, "the reason could not be left behind as the container's termination message");
+    }
+}

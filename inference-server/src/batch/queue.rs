@@ -1,0 +1,315 @@
+//! The bounded queue in front of the model, out of which the worker pulls batches.
+//!
+//! Nothing here waits or runs: a queue is told what came and what time it is. [`super::Batcher`] puts it behind a lock.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::Request;
+use crate::error::{Error, ErrorKind};
+use crate::tensor::Tensor;
+
+/// What a queue holds at most, and how batches are formed.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The largest batch in rows.
+    pub max_batch_rows: usize,
+    /// How long the first request of a batch waits for others.
+    pub max_delay: Duration,
+    /// The most rows that wait.
+    pub max_queue_rows: usize,
+    /// The most bytes of input tensors that wait.
+    pub max_queue_bytes: usize,
+}
+
+/// Where the answer to a request goes.
+pub(super) type Reply = oneshot::Sender<Result<Vec<Tensor>, Error>>;
+
+/// A request that waits.
+pub(super) struct Entry {
+    pub request: Request,
+    pub bytes: usize,
+    pub entered: Instant,
+    pub reply: Reply,
+}
+
+impl Entry {
+    /// What counts against the limit: an empty request takes a place, too.
+    fn weight(&self) -> usize {
+        self.request.rows.max(1)
+    }
+
+    /// Whether two requests may share a batch: equal trailing shapes (types follow from the signature) and outputs.
+    fn shares_bucket(&self, other: &Self) -> bool {
+        self.request.outputs == other.request.outputs
+            && self
+                .request
+                .inputs
+                .iter()
+                .zip(&other.request.inputs)
+                .all(|(one, two)| one.shape.get(1..) == two.shape.get(1..))
+    }
+}
+
+/// Requests in the order in which they came.
+pub(super) struct Queue {
+    limits: Limits,
+    /// Whether requests may be joined at all.
+    joins: bool,
+    entries: VecDeque<Entry>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Queue {
+    pub fn new(limits: Limits, joins: bool) -> Self {
+        Self { limits, joins, entries: VecDeque::new(), rows: 0, bytes: 0 }
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Takes a request in, or refuses it when the queue is full. An empty queue takes a request of any size.
+    pub fn push(&mut self, entry: Entry) -> Result<(), Error> {
+        let (rows, bytes) = (self.rows + entry.weight(), self.bytes + entry.bytes);
+        if !self.entries.is_empty() && (rows > self.limits.max_queue_rows || bytes > self.limits.max_queue_bytes) {
+            return Err(Error::new(ErrorKind::Overloaded, "the queue is full; try again later"));
+        }
+        (self.rows, self.bytes) = (rows, bytes);
+        self.entries.push_back(entry);
+        Ok(())
+    }
+
+    /// Until when it pays to wait for more requests before the next batch is taken; `None`: not at all.
+    pub fn wait_until(&mut self, now: Instant) -> Option<Instant> {
+        self.drop_head(now);
+        let head = self.entries.front()?;
+        let until = head.entered + self.limits.max_delay;
+        if !self.joins || until <= now {
+            return None;
+        }
+        let mut rows = 0;
+        let is_full = self.entries.iter().filter(|entry| entry.shares_bucket(head)).any(|entry| {
+            rows += entry.request.rows;
+            rows >= self.limits.max_batch_rows
+        });
+        (!is_full).then_some(until)
+    }
+
+    /// The next batch: the head, and those behind it that share its bucket and fit. Requests of other buckets keep
+    /// their places; the first of its bucket that does not fit ends the batch, so that none is overtaken by its like.
+    pub fn take(&mut self, now: Instant) -> Vec<Entry> {
+        self.drop_head(now);
+        let Some(head) = self.pop() else { return Vec::new() };
+        let mut rows = head.request.rows;
+        let mut batch = vec![head];
+        if !self.joins {
+            return batch;
+        }
+        let mut passed_over = Vec::new();
+        while let Some(entry) = self.entries.front() {
+            if is_gone(entry, now) {
+                self.pop().into_iter().for_each(refuse);
+            } else if !batch[0].shares_bucket(entry) {
+                passed_over.extend(self.entries.pop_front());
+            } else if rows + entry.request.rows <= self.limits.max_batch_rows {
+                rows += entry.request.rows;
+                batch.extend(self.pop());
+            } else {
+                break;
+            }
+        }
+        for entry in passed_over.into_iter().rev() {
+            self.entries.push_front(entry);
+        }
+        batch
+    }
+
+    /// Everything that waits; the queue is empty afterwards.
+    pub fn clear(&mut self) -> VecDeque<Entry> {
+        (self.rows, self.bytes) = (0, 0);
+        std::mem::take(&mut self.entries)
+    }
+
+    fn drop_head(&mut self, now: Instant) {
+        while self.entries.front().is_some_and(|entry| is_gone(entry, now)) {
+            self.pop().into_iter().for_each(refuse);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Entry> {
+        let entry = self.entries.pop_front()?;
+        self.rows -= entry.weight();
+        self.bytes -= entry.bytes;
+        Some(entry)
+    }
+}
+
+/// Whether nobody waits for the answer any more.
+fn is_gone(entry: &Entry, now: Instant) -> bool {
+    entry.reply.is_closed() || entry.request.deadline.is_some_and(|deadline| deadline <= now)
+}
+
+fn refuse(entry: Entry) {
+    // Nobody may be listening; that is what the request was dropped for.
+    let _ = entry.reply.send(Err(Error::deadline_exceeded()));
+}
+
+#[cfg(test)]
+mod tests {
+    use ortolan_protocol::oip::Datatype;
+    use proptest::prelude::*;
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::tensor::Shape;
+
+    type Answer = oneshot::Receiver<Result<Vec<Tensor>, Error>>;
+
+    const LIMITS: Limits =
+        Limits { max_batch_rows: 8, max_delay: Duration::ZERO, max_queue_rows: 1000, max_queue_bytes: usize::MAX };
+
+    fn entry(rows: usize, width: usize, now: Instant) -> (Entry, Answer) {
+        let (reply, answer) = oneshot::channel();
+        let input = Tensor::zeros(Datatype::Fp32, Shape::from_slice(&[rows, width]));
+        let bytes = input.byte_size();
+        let request = Request { inputs: vec![input], outputs: smallvec![0], rows, deadline: None };
+        (Entry { request, bytes, entered: now, reply }, answer)
+    }
+
+    fn rows(batch: &[Entry]) -> Vec<usize> {
+        batch.iter().map(|entry| entry.request.rows).collect()
+    }
+
+    fn filled(limits: Limits, joins: bool, entries: &[(usize, usize)], now: Instant) -> (Queue, Vec<Answer>) {
+        let mut queue = Queue::new(limits, joins);
+        let answers = entries
+            .iter()
+            .map(|(rows, width)| {
+                let (entry, answer) = entry(*rows, *width, now);
+                queue.push(entry).unwrap();
+                answer
+            })
+            .collect();
+        (queue, answers)
+    }
+
+    #[test]
+    fn a_batch_takes_what_is_there_up_to_the_maximum() {
+        let now = Instant::now();
+        let (mut queue, _answers) = filled(LIMITS, true, &[(3, 4), (3, 4), (2, 4), (1, 4)], now);
+        assert_eq!(rows(&queue.take(now)), [3, 3, 2]);
+        assert_eq!(rows(&queue.take(now)), [1]);
+        assert!(queue.is_empty() && queue.rows() == 0);
+    }
+
+    #[test]
+    fn requests_of_another_shape_or_other_outputs_wait_for_their_own_batch_in_their_place() {
+        let now = Instant::now();
+        let (mut queue, _answers) = filled(LIMITS, true, &[(1, 4), (1, 5), (1, 4), (2, 5)], now);
+        let (mut other, _answer) = entry(1, 4, now);
+        other.request.outputs = smallvec![1];
+        queue.push(other).unwrap();
+        assert_eq!(rows(&queue.take(now)), [1, 1]);
+        assert_eq!(rows(&queue.take(now)), [1, 2]);
+        assert_eq!(rows(&queue.take(now)), [1]);
+    }
+
+    #[test]
+    fn a_model_without_a_batch_dimension_runs_one_request_after_the_other() {
+        let now = Instant::now();
+        let (mut queue, _answers) = filled(LIMITS, false, &[(1, 4), (1, 4)], now);
+        assert_eq!(rows(&queue.take(now)), [1]);
+        assert_eq!(rows(&queue.take(now)), [1]);
+    }
+
+    #[test]
+    fn a_full_queue_refuses_at_once_by_rows_and_by_bytes() {
+        let now = Instant::now();
+        for limits in [Limits { max_queue_rows: 4, ..LIMITS }, Limits { max_queue_bytes: 4 * 4 * 4, ..LIMITS }] {
+            let (mut queue, _answers) = filled(limits, true, &[(2, 4), (2, 4)], now);
+            let (one_more, _answer) = entry(1, 4, now);
+            assert_eq!(queue.push(one_more).unwrap_err().kind(), ErrorKind::Overloaded);
+            assert_eq!(rows(&queue.take(now)), [2, 2]);
+            let (now_it_fits, _answer) = entry(1, 4, now);
+            queue.push(now_it_fits).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_empty_queue_takes_even_what_is_larger_than_its_limits() {
+        let now = Instant::now();
+        let (queue, _answers) = filled(Limits { max_queue_bytes: 1, ..LIMITS }, true, &[(1, 4)], now);
+        assert!(!queue.is_empty());
+    }
+
+    #[test]
+    fn requests_without_rows_take_places_too() {
+        let now = Instant::now();
+        let (mut queue, _answers) = filled(Limits { max_queue_rows: 2, ..LIMITS }, true, &[(0, 4), (0, 4)], now);
+        assert!(queue.push(entry(0, 4, now).0).is_err());
+    }
+
+    #[test]
+    fn requests_whose_client_left_or_whose_deadline_passed_are_not_run() {
+        let now = Instant::now();
+        let (mut queue, mut answers) = filled(LIMITS, true, &[(1, 4), (2, 4), (3, 4)], now);
+        drop(answers.remove(0));
+        let (mut late, mut late_answer) = entry(4, 4, now);
+        late.request.deadline = Some(now + Duration::from_millis(5));
+        queue.push(late).unwrap();
+        assert_eq!(rows(&queue.take(now + Duration::from_millis(5))), [2, 3]);
+        assert_eq!(late_answer.try_recv().unwrap().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+        assert_eq!(queue.rows(), 0);
+    }
+
+    #[test]
+    fn a_batch_waits_for_the_delay_of_its_first_request_but_not_when_it_is_full() {
+        let now = Instant::now();
+        let limits = Limits { max_delay: Duration::from_millis(2), ..LIMITS };
+        let (mut queue, _answers) = filled(limits, true, &[(7, 4)], now);
+        assert_eq!(queue.wait_until(now), Some(now + limits.max_delay));
+        assert_eq!(queue.wait_until(now + limits.max_delay), None);
+        let (other_bucket, _other_answer) = entry(1, 5, now);
+        queue.push(other_bucket).unwrap();
+        assert!(queue.wait_until(now).is_some(), "rows of another bucket do not fill this batch");
+        let (last, _last_answer) = entry(1, 4, now);
+        queue.push(last).unwrap();
+        assert_eq!(queue.wait_until(now), None);
+        assert_eq!(filled(limits, false, &[(1, 4)], now).0.wait_until(now), None, "nobody could join");
+    }
+
+    proptest! {
+        #[test]
+        fn every_request_is_taken_once_in_order_of_its_bucket_and_no_batch_is_too_large(
+            entries in prop::collection::vec((0_usize..9, 1_usize..4), 0..40),
+        ) {
+            let now = Instant::now();
+            let (mut queue, answers) = filled(LIMITS, true, &entries, now);
+            let mut taken: Vec<(usize, usize)> = Vec::new();
+            while !queue.is_empty() {
+                let batch = queue.take(now);
+                prop_assert!(rows(&batch).iter().sum::<usize>() <= LIMITS.max_batch_rows || batch.len() == 1);
+                let width = batch[0].request.inputs[0].shape[1];
+                for entry in &batch {
+                    prop_assert_eq!(entry.request.inputs[0].shape[1], width);
+                    taken.push((entry.request.rows, width));
+                }
+            }
+            prop_assert_eq!((queue.rows, queue.bytes), (0, 0));
+            for width in 1..4 {
+                let of_bucket = |all: &[(usize, usize)]| all.iter().filter(|(_, w)| *w == width).copied().collect::<Vec<_>>();
+                prop_assert_eq!(of_bucket(&taken), of_bucket(&entries));
+            }
+            drop(answers);
+        }
+    }
+}

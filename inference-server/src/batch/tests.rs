@@ -1,0 +1,208 @@
+//! The batcher with an engine that can be held back.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use ortolan_protocol::oip::Datatype;
+use smallvec::smallvec;
+
+use super::*;
+use crate::engine::{Dimension, RunError, Signature, TensorSpec};
+use crate::tensor::{Data, Shape};
+
+/// Doubles numbers. Each run waits for a permit, and reports its rows.
+struct Doubler {
+    signature: Signature,
+    permits: mpsc::Receiver<()>,
+    runs: mpsc::Sender<usize>,
+}
+
+impl Engine for Doubler {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn run(&mut self, inputs: &[Tensor], _outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
+        let _ = self.runs.send(inputs[0].rows());
+        let _ = self.permits.recv();
+        let Data::Fixed(bytes) = &inputs[0].data else { return Err(RunError::Failed("strings".to_owned())) };
+        assert!(!bytes.contains(&13), "thirteen makes this engine panic");
+        if bytes.contains(&7) {
+            return Err(RunError::Refused("seven".to_owned()));
+        }
+        let doubled = bytes.iter().map(|byte| byte * 2).collect();
+        Ok(vec![Tensor { data: Data::Fixed(doubled), ..inputs[0].clone() }])
+    }
+}
+
+struct Held {
+    batcher: Arc<Batcher>,
+    permits: mpsc::Sender<()>,
+    runs: mpsc::Receiver<usize>,
+    counters: Arc<Counters>,
+}
+
+impl Held {
+    fn new(limits: Limits) -> Self {
+        let (permits, receiver) = mpsc::channel();
+        let (sender, runs) = mpsc::channel();
+        let spec =
+            TensorSpec { name: "x".to_owned(), datatype: Datatype::Uint8, shape: vec![Dimension::Dynamic(None)] };
+        let signature = Signature { inputs: vec![spec.clone()], outputs: vec![spec] };
+        let engine = Doubler { signature, permits: receiver, runs: sender };
+        let counters = Arc::new(Counters::default());
+        let batcher = Batcher::start(Box::new(engine), limits, true, Arc::clone(&counters)).unwrap();
+        Self { batcher: Arc::new(batcher), permits, runs, counters }
+    }
+
+    /// Sends a request and waits until it is queued or runs.
+    async fn send(
+        &self,
+        elements: &[u8],
+        deadline: Option<Instant>,
+    ) -> tokio::task::JoinHandle<Result<Vec<Tensor>, Error>> {
+        let shape = Shape::from_slice(&[elements.len()]);
+        let input = Tensor { datatype: Datatype::Uint8, shape, data: Data::Fixed(elements.to_vec().into()) };
+        let request = Request { inputs: vec![input], outputs: smallvec![0], rows: elements.len(), deadline };
+        let batcher = Arc::clone(&self.batcher);
+        let (queued, is_queued) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let mut run = std::pin::pin!(batcher.run(request));
+            // The first poll submits.
+            let polled = std::future::poll_fn(|context| std::task::Poll::Ready(run.as_mut().poll(context))).await;
+            let _ = queued.send(());
+            match polled {
+                std::task::Poll::Ready(answer) => answer,
+                std::task::Poll::Pending => run.await,
+            }
+        });
+        is_queued.await.unwrap();
+        task
+    }
+
+    fn next_run(&self) -> usize {
+        self.runs.recv_timeout(Duration::from_secs(10)).unwrap()
+    }
+
+    fn permit(&self) {
+        self.permits.send(()).unwrap();
+    }
+}
+
+const LIMITS: Limits =
+    Limits { max_batch_rows: 8, max_delay: Duration::ZERO, max_queue_rows: 6, max_queue_bytes: 1 << 20 };
+
+fn elements(answer: &[Tensor]) -> Vec<u8> {
+    match &answer[0].data {
+        Data::Fixed(bytes) => bytes.to_vec(),
+        Data::Strings(_) => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn what_waits_while_the_model_runs_is_the_next_batch_and_everyone_gets_their_rows() {
+    let held = Held::new(LIMITS);
+    let first = held.send(&[1], None).await;
+    assert_eq!(held.next_run(), 1);
+    let second = held.send(&[2, 3], None).await;
+    let third = held.send(&[4], None).await;
+    held.permit();
+    assert_eq!(held.next_run(), 3);
+    held.permit();
+    assert_eq!(elements(&first.await.unwrap().unwrap()), [2]);
+    assert_eq!(elements(&second.await.unwrap().unwrap()), [4, 6]);
+    assert_eq!(elements(&third.await.unwrap().unwrap()), [8]);
+    let stats = held.counters.batch_cells();
+    assert_eq!(stats.iter().map(|cell| (cell.count, cell.rows)).collect::<Vec<_>>(), [(1, 1), (1, 3)]);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_recovers() {
+    let held = Held::new(LIMITS);
+    let running = held.send(&[1], None).await;
+    held.next_run();
+    let waiting = held.send(&[2; 6], None).await;
+    let refused = held.send(&[3], None).await;
+    assert_eq!(refused.await.unwrap().unwrap_err().kind(), ErrorKind::Overloaded);
+    held.permit();
+    held.next_run();
+    held.permit();
+    running.await.unwrap().unwrap();
+    waiting.await.unwrap().unwrap();
+    assert_eq!(held.counters.queued_rows(), 0);
+}
+
+#[tokio::test]
+async fn a_request_whose_deadline_passes_in_the_queue_is_answered_and_never_run() {
+    let held = Held::new(LIMITS);
+    let running = held.send(&[1], None).await;
+    held.next_run();
+    let late = held.send(&[2, 3], Some(Instant::now() + Duration::from_millis(5))).await;
+    assert_eq!(late.await.unwrap().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    let next = held.send(&[4], None).await;
+    held.permit();
+    assert_eq!(held.next_run(), 1, "only the request that still has a client");
+    held.permit();
+    running.await.unwrap().unwrap();
+    next.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_request_whose_client_left_is_never_run() {
+    let held = Held::new(LIMITS);
+    let running = held.send(&[1], None).await;
+    held.next_run();
+    let left = held.send(&[2, 3], None).await;
+    left.abort();
+    assert!(left.await.unwrap_err().is_cancelled());
+    let next = held.send(&[4], None).await;
+    held.permit();
+    assert_eq!(held.next_run(), 1);
+    held.permit();
+    running.await.unwrap().unwrap();
+    next.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn one_request_that_fails_or_panics_does_not_fail_the_others_of_its_batch() {
+    for (bad, kind) in [(7, ErrorKind::InvalidArgument), (13, ErrorKind::Internal)] {
+        let held = Held::new(LIMITS);
+        let running = held.send(&[1], None).await;
+        held.next_run();
+        let good = held.send(&[2], None).await;
+        let failing = held.send(&[bad], None).await;
+        (0..4).for_each(|_| held.permit());
+        running.await.unwrap().unwrap();
+        assert_eq!(elements(&good.await.unwrap().unwrap()), [4]);
+        assert_eq!(failing.await.unwrap().unwrap_err().kind(), kind);
+        assert_eq!((0..3).map(|_| held.next_run()).collect::<Vec<_>>(), [2, 1, 1], "together, then each alone");
+        assert!(held.batcher.is_alive());
+    }
+}
+
+#[tokio::test]
+async fn a_configured_delay_lets_a_batch_fill() {
+    let held = Held::new(Limits { max_batch_rows: 2, max_delay: Duration::from_secs(60), ..LIMITS });
+    held.permit();
+    let first = held.send(&[1], None).await;
+    let second = held.send(&[2], None).await;
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    assert_eq!(held.next_run(), 2, "the batch was taken as soon as it was full");
+}
+
+#[tokio::test]
+async fn a_closed_batcher_answers_what_waits_and_takes_nothing_more() {
+    let held = Held::new(LIMITS);
+    let running = held.send(&[1], None).await;
+    held.next_run();
+    let waiting = held.send(&[2], None).await;
+    held.batcher.shared.close();
+    held.permit();
+    held.permit();
+    assert_eq!(elements(&running.await.unwrap().unwrap()), [2]);
+    assert_eq!(elements(&waiting.await.unwrap().unwrap()), [4]);
+    let refused = held.send(&[3], None).await;
+    assert_eq!(refused.await.unwrap().unwrap_err().kind(), ErrorKind::Internal);
+    assert!(!held.batcher.is_alive());
+}

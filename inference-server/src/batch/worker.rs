@@ -1,0 +1,118 @@
+//! The thread that owns the engine: pulls batches, runs them, and hands out the answers.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use tracing::error;
+
+use super::queue::Entry;
+use super::{Shared, rows};
+use crate::engine::{Engine, RunError};
+use crate::error::{Error, ErrorKind};
+use crate::tensor::Tensor;
+
+/// Runs batches until the queue is closed and empty.
+pub(super) fn run(mut engine: Box<dyn Engine>, shared: &Shared) {
+    let _closing = CloseOnExit(shared);
+    while let Some(batch) = next(shared) {
+        answer(engine.as_mut(), batch, shared);
+    }
+}
+
+/// Whatever ends the thread, nobody waits for it afterwards.
+struct CloseOnExit<'a>(&'a Shared);
+
+impl Drop for CloseOnExit<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+        // Dropping the entries tells those who wait.
+        self.0.lock().queue.clear();
+    }
+}
+
+fn next(shared: &Shared) -> Option<Vec<Entry>> {
+    let mut state = shared.lock();
+    loop {
+        let now = Instant::now();
+        let until = if state.is_closed { None } else { state.queue.wait_until(now) };
+        if let Some(until) = until {
+            state.is_worker_waiting = true;
+            state = shared.wake.wait_timeout(state, until - now).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            state.is_worker_waiting = false;
+            continue;
+        }
+        let batch = state.queue.take(now);
+        shared.counters.set_queued_rows(state.queue.rows());
+        if !batch.is_empty() {
+            return Some(batch);
+        }
+        if state.is_closed {
+            return None;
+        }
+        state.is_worker_waiting = true;
+        state = shared.wake.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+        state.is_worker_waiting = false;
+    }
+}
+
+fn answer(engine: &mut dyn Engine, mut batch: Vec<Entry>, shared: &Shared) {
+    let start = Instant::now();
+    for entry in &batch {
+        shared.counters.queue_wait.record(start - entry.entered);
+    }
+    if batch.len() > 1 {
+        if let Some(answers) = together(engine, &batch) {
+            let total = batch.iter().map(|entry| entry.request.rows).sum();
+            shared.counters.record_batch(total, start.elapsed());
+            for (entry, answer) in batch.into_iter().zip(answers) {
+                // A client that left has no use for it.
+                let _ = entry.reply.send(Ok(answer));
+            }
+            return;
+        }
+        // One request's values can fail a whole batch: alone, each gets its own answer or error.
+    }
+    for entry in batch.drain(..) {
+        let start = Instant::now();
+        let answer = guarded(engine, &entry.request.inputs, &entry.request.outputs);
+        if answer.is_ok() {
+            shared.counters.record_batch(entry.request.rows, start.elapsed());
+        }
+        let _ = entry.reply.send(answer.map_err(Error::from));
+    }
+}
+
+/// The answers of a batch in its order, or `None` when it cannot be run together.
+fn together(engine: &mut dyn Engine, batch: &[Entry]) -> Option<Vec<Vec<Tensor>>> {
+    let first = &batch.first()?.request;
+    let inputs = (0..first.inputs.len())
+        .map(|input| rows::join(&batch.iter().map(|entry| &entry.request.inputs[input]).collect::<Vec<_>>()))
+        .collect::<Option<Vec<_>>>()?;
+    let outputs = guarded(engine, &inputs, &first.outputs).ok()?;
+    let counts: Vec<usize> = batch.iter().map(|entry| entry.request.rows).collect();
+    let mut answers: Vec<Vec<Tensor>> = batch.iter().map(|_| Vec::with_capacity(outputs.len())).collect();
+    for output in outputs {
+        for (answer, piece) in answers.iter_mut().zip(rows::split(output, &counts)?) {
+            answer.push(piece);
+        }
+    }
+    Some(answers)
+}
+
+/// A panic inside the engine fails the batch that caused it, not the server.
+fn guarded(engine: &mut dyn Engine, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
+    catch_unwind(AssertUnwindSafe(|| engine.run(inputs, outputs))).unwrap_or_else(|_| {
+        error!("the engine panicked; the requests of this batch failed");
+        Err(RunError::Failed("the runtime stopped unexpectedly".to_owned()))
+    })
+}
+
+impl From<RunError> for Error {
+    fn from(error: RunError) -> Self {
+        let kind = match error {
+            RunError::Refused(_) => ErrorKind::InvalidArgument,
+            RunError::Failed(_) => ErrorKind::Internal,
+        };
+        Self::new(kind, error.to_string())
+    }
+}

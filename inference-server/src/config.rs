@@ -1,0 +1,348 @@
+//! The command line: raw arguments, and what is left of them once they are checked.
+//!
+//! Everything behind [`Config`] relies on it and checks nothing again. The operator renders these flags; each has an
+//! environment variable, too.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Parser, Subcommand};
+use humantime::Duration as HumanDuration;
+use ortolan_protocol::failure::{Failure, FailureReason};
+use ortolan_protocol::ports;
+
+use crate::batch::Limits;
+use crate::cpu;
+use crate::fetch::Source;
+
+/// Ortolan's inference server: one ONNX model behind the Open Inference Protocol.
+#[derive(Debug, Parser)]
+#[command(name = "ortolan-server", version)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the server can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fetch one model, load it, and answer inference requests until told to stop.
+    Serve(Box<ServeArguments>),
+}
+
+/// The flags of `serve`.
+#[derive(Clone, Debug, Parser)]
+pub struct ServeArguments {
+    /// Where the model is: a path, file:///path, http:// or https://
+    #[arg(long, value_name = "URI", env = "ORTOLAN_MODEL")]
+    pub model: String,
+    /// The model's name in requests
+    #[arg(long, env = "ORTOLAN_NAME")]
+    pub name: String,
+    /// The SHA-256 that the model's bytes must have
+    #[arg(long, value_name = "HEX", env = "ORTOLAN_SHA256")]
+    pub sha256: Option<String>,
+    /// The model's format; only onnx
+    #[arg(long, default_value = "onnx", env = "ORTOLAN_FORMAT")]
+    pub format: String,
+    /// The revision this server runs; reported, and the model's version in requests (else "1")
+    #[arg(long, value_name = "REV", env = "ORTOLAN_REVISION")]
+    pub revision: Option<String>,
+    /// The largest batch in rows, and the most rows of one request
+    #[arg(long, value_name = "ROWS", default_value_t = 32, env = "ORTOLAN_MAX_BATCH_SIZE")]
+    pub max_batch_size: usize,
+    /// How long the first request of a batch waits for others; 0ms: a batch is what is there when the model is free
+    #[arg(long, value_name = "TIME", default_value = "0ms", env = "ORTOLAN_MAX_BATCH_DELAY")]
+    pub max_batch_delay: HumanDuration,
+    /// The most rows that wait for the model; beyond it requests are refused [default: 64 batches]
+    #[arg(long, value_name = "ROWS", env = "ORTOLAN_MAX_QUEUE_ROWS")]
+    pub max_queue_rows: Option<usize>,
+    /// The most bytes of input tensors that wait for the model
+    #[arg(long, value_name = "BYTES", default_value = "128MiB", env = "ORTOLAN_MAX_QUEUE_BYTES")]
+    pub max_queue_bytes: ByteSize,
+    /// Threads that run the model [default: from the CPU limit]
+    #[arg(long, env = "ORTOLAN_THREADS")]
+    pub threads: Option<usize>,
+    /// The largest model that is fetched
+    #[arg(long, value_name = "BYTES", default_value = "2GiB", env = "ORTOLAN_MAX_MODEL_BYTES")]
+    pub max_model_bytes: ByteSize,
+    /// The largest request body, over REST and gRPC alike
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", env = "ORTOLAN_MAX_REQUEST_BYTES")]
+    pub max_request_bytes: ByteSize,
+    /// How long a client may take to send a request's head
+    #[arg(long, value_name = "TIME", default_value = "30s", env = "ORTOLAN_REQUEST_HEAD_TIMEOUT")]
+    pub request_head_timeout: HumanDuration,
+    /// How long a client may take to send a request's body
+    #[arg(long, value_name = "TIME", default_value = "60s", env = "ORTOLAN_REQUEST_BODY_TIMEOUT")]
+    pub request_body_timeout: HumanDuration,
+    /// Where fetched models are kept [default: a folder in the system's temporary folder]
+    #[arg(long, value_name = "DIR", env = "ORTOLAN_CACHE_DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// How long to keep answering after SIGTERM, for clients to learn that this server leaves
+    #[arg(long, value_name = "TIME", default_value = "5s", env = "ORTOLAN_DRAIN_DELAY")]
+    pub drain_delay: HumanDuration,
+    /// How long to wait for unfinished requests after that
+    #[arg(long, value_name = "TIME", default_value = "25s", env = "ORTOLAN_DRAIN_TIMEOUT")]
+    pub drain_timeout: HumanDuration,
+    /// The address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V6(Ipv6Addr::UNSPECIFIED), env = "ORTOLAN_ADDRESS")]
+    pub address: IpAddr,
+    /// The port for REST; 0 chooses a free one
+    #[arg(long, value_name = "PORT", default_value_t = ports::HTTP, env = "ORTOLAN_HTTP_PORT")]
+    pub http_port: u16,
+    /// The port for gRPC; 0 chooses a free one
+    #[arg(long, value_name = "PORT", default_value_t = ports::GRPC, env = "ORTOLAN_GRPC_PORT")]
+    pub grpc_port: u16,
+    /// The port for /metrics, /stats and health; 0 chooses a free one
+    #[arg(long, value_name = "PORT", default_value_t = ports::OPERATIONS, env = "ORTOLAN_OPS_PORT")]
+    pub ops_port: u16,
+    /// Where to leave the reason when the model cannot be served; written only when the file exists
+    #[arg(long, value_name = "FILE", default_value = "/dev/termination-log", env = "ORTOLAN_TERMINATION_MESSAGE")]
+    pub termination_message: PathBuf,
+    /// The ONNX Runtime shared library [default: libonnxruntime.so beside this program or in ../lib]
+    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH")]
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// Checked settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The model's name in requests.
+    pub name: String,
+    /// The revision this server runs.
+    pub revision: Option<String>,
+    /// Where the model is.
+    pub source: Source,
+    /// The digest that it must have, in lower-case hex.
+    pub sha256: Option<String>,
+    /// The largest model that is fetched, in bytes.
+    pub max_model_bytes: u64,
+    /// Where fetched models are kept.
+    pub cache_dir: PathBuf,
+    /// How requests become batches.
+    pub batching: Limits,
+    /// What clients may send.
+    pub requests: RequestLimits,
+    /// The CPUs that this process may use.
+    pub cpus: f64,
+    /// Threads that run the model.
+    pub threads: usize,
+    /// The ONNX Runtime library.
+    pub onnxruntime: PathBuf,
+    /// Where to listen.
+    pub listen: Listen,
+    /// How to stop.
+    pub drain: Drain,
+}
+
+/// What clients may send.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLimits {
+    /// The largest body in bytes.
+    pub max_bytes: usize,
+    /// How long a head may take.
+    pub head_timeout: Duration,
+    /// How long a body may take.
+    pub body_timeout: Duration,
+}
+
+/// Where to listen.
+#[derive(Clone, Copy, Debug)]
+pub struct Listen {
+    /// The address for all ports.
+    pub address: IpAddr,
+    /// REST.
+    pub http: u16,
+    /// gRPC.
+    pub grpc: u16,
+    /// Operations.
+    pub ops: u16,
+}
+
+/// How to stop.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// How long to keep answering as if nothing had happened.
+    pub delay: Duration,
+    /// How long to wait for unfinished requests after that.
+    pub timeout: Duration,
+}
+
+impl TryFrom<ServeArguments> for Config {
+    type Error = Failure;
+
+    fn try_from(arguments: ServeArguments) -> Result<Self, Failure> {
+        if arguments.format != "onnx" {
+            return Err(invalid(format!(
+                "the format '{}' is not one that this server loads; it loads onnx",
+                arguments.format
+            )));
+        }
+        let cpus = cpu::available();
+        Ok(Self {
+            name: checked_name(&arguments.name, "name")?,
+            revision: arguments.revision.as_deref().map(|revision| checked_name(revision, "revision")).transpose()?,
+            source: arguments.model.parse()?,
+            sha256: arguments.sha256.as_deref().map(checked_digest).transpose()?,
+            max_model_bytes: arguments.max_model_bytes.as_u64(),
+            cache_dir: arguments.cache_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("ortolan-models")),
+            batching: batching(&arguments)?,
+            requests: RequestLimits {
+                max_bytes: size(arguments.max_request_bytes),
+                head_timeout: *arguments.request_head_timeout,
+                body_timeout: *arguments.request_body_timeout,
+            },
+            cpus,
+            threads: threads(arguments.threads, cpus)?,
+            onnxruntime: library(arguments.onnxruntime)?,
+            listen: Listen {
+                address: arguments.address,
+                http: arguments.http_port,
+                grpc: arguments.grpc_port,
+                ops: arguments.ops_port,
+            },
+            drain: Drain { delay: *arguments.drain_delay, timeout: *arguments.drain_timeout },
+        })
+    }
+}
+
+fn batching(arguments: &ServeArguments) -> Result<Limits, Failure> {
+    let max_batch_rows = arguments.max_batch_size;
+    if !(1..=65_536).contains(&max_batch_rows) {
+        return Err(invalid(format!("--max-batch-size is {max_batch_rows}, and must be between 1 and 65536")));
+    }
+    let max_queue_rows = arguments.max_queue_rows.unwrap_or(64 * max_batch_rows);
+    if max_queue_rows < max_batch_rows {
+        return Err(invalid(format!(
+            "--max-queue-rows is {max_queue_rows}, and must not be less than --max-batch-size ({max_batch_rows})"
+        )));
+    }
+    Ok(Limits {
+        max_batch_rows,
+        max_delay: *arguments.max_batch_delay,
+        max_queue_rows,
+        max_queue_bytes: size(arguments.max_queue_bytes),
+    })
+}
+
+fn threads(wanted: Option<usize>, cpus: f64) -> Result<usize, Failure> {
+    match wanted {
+        None => Ok(cpu::threads(cpus)),
+        Some(threads) if (1..=1024).contains(&threads) => Ok(threads),
+        Some(threads) => Err(invalid(format!("--threads is {threads}, and must be between 1 and 1024"))),
+    }
+}
+
+/// Names stand in URLs and metric labels.
+fn checked_name(name: &str, what: &str) -> Result<String, Failure> {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 253 || !name.chars().all(is_plain) {
+        return Err(invalid(format!(
+            "the {what} '{}' must be 1 to 253 letters, digits, '-', '_' or '.'",
+            name.escape_debug()
+        )));
+    }
+    Ok(name.to_owned())
+}
+
+fn checked_digest(digest: &str) -> Result<String, Failure> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(invalid("--sha256 must be 64 hexadecimal digits".to_owned()));
+    }
+    Ok(hex.to_ascii_lowercase())
+}
+
+fn library(wanted: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    if let Some(path) = wanted {
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(invalid(
+                "the ONNX Runtime library that --onnxruntime or ORT_DYLIB_PATH names does not exist".to_owned(),
+            ))
+        };
+    }
+    let program = std::env::current_exe().ok();
+    let folder = program.as_deref().and_then(|program| program.parent());
+    let candidates = ["libonnxruntime.so", "../lib/libonnxruntime.so"];
+    folder
+        .and_then(|folder| candidates.iter().map(|candidate| folder.join(candidate)).find(|path| path.is_file()))
+        .ok_or_else(|| {
+            invalid(
+                "there is no ONNX Runtime library: libonnxruntime.so must lie beside this program or in ../lib, or be named by \
+                 --onnxruntime or ORT_DYLIB_PATH"
+                    .to_owned(),
+            )
+        })
+}
+
+fn size(bytes: ByteSize) -> usize {
+    usize::try_from(bytes.as_u64()).unwrap_or(usize::MAX)
+}
+
+fn invalid(message: String) -> Failure {
+    Failure { reason: FailureReason::ConfigInvalid, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(extra: &[&str]) -> Result<Config, Failure> {
+        let library = tempfile::NamedTempFile::new().unwrap();
+        let mut line = vec!["ortolan-server", "serve", "--model", "/m.onnx", "--name", "digits"];
+        line.extend(["--onnxruntime", library.path().to_str().unwrap()]);
+        line.extend(extra);
+        let Arguments { command: Command::Serve(arguments) } = Arguments::try_parse_from(line).unwrap();
+        Config::try_from(*arguments)
+    }
+
+    #[test]
+    fn the_defaults_are_those_that_the_operator_counts_on() {
+        let config = parsed(&[]).unwrap();
+        assert_eq!((config.listen.http, config.listen.grpc, config.listen.ops), (8080, 8081, 9090));
+        assert_eq!((config.batching.max_batch_rows, config.batching.max_queue_rows), (32, 2048));
+        assert_eq!(config.batching.max_delay, Duration::ZERO);
+        assert_eq!(config.requests.max_bytes, 64 << 20);
+        assert_eq!((config.drain.delay, config.drain.timeout), (Duration::from_secs(5), Duration::from_secs(25)));
+        assert!(config.threads >= 1);
+    }
+
+    #[test]
+    fn durations_sizes_and_digests_are_read_as_kubernetes_and_people_write_them() {
+        let digest = "AB".repeat(32);
+        let config = parsed(&["--max-batch-delay", "2ms", "--max-request-bytes", "1Mi", "--sha256", &digest]).unwrap();
+        assert_eq!(config.batching.max_delay, Duration::from_millis(2));
+        assert_eq!(config.requests.max_bytes, 1 << 20);
+        assert_eq!(config.sha256.unwrap(), "ab".repeat(32));
+    }
+
+    #[test]
+    fn settings_that_cannot_be_met_are_refused_with_their_numbers() {
+        let cases: [(&[&str], &str); 8] = [
+            (&["--format", "pickle"], "'pickle'"),
+            (&["--max-batch-size", "0"], "--max-batch-size is 0"),
+            (&["--max-queue-rows", "4"], "--max-queue-rows is 4"),
+            (&["--threads", "0"], "--threads is 0"),
+            (&["--sha256", "abc"], "64 hexadecimal"),
+            (&["--revision", "a b"], "'a b'"),
+            (&["--revision", ""], "the revision ''"),
+            (&["--revision", "a\"\n"], "must be"),
+        ];
+        for (arguments, words) in cases {
+            let failure = parsed(arguments).unwrap_err();
+            assert_eq!(failure.reason, FailureReason::ConfigInvalid, "{arguments:?}");
+            assert!(failure.message.contains(words), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn a_library_that_is_not_there_is_named_by_its_setting_not_by_its_path() {
+        let failure = library(Some(PathBuf::from("/nowhere/lib.so"))).unwrap_err();
+        assert!(failure.message.contains("ORT_DYLIB_PATH") && !failure.message.contains("/nowhere"));
+    }
+}

@@ -1,0 +1,174 @@
+//! What runs a model: the one trait between the server and a runtime.
+//!
+//! An engine is owned by one thread and runs one batch after the other. It knows nothing of requests, queues or
+//! protocols; it is given complete input tensors in the order of its signature.
+
+mod elements;
+mod inspect;
+mod onnx;
+
+use std::path::Path;
+
+use ortolan_protocol::failure::{Failure, FailureReason};
+use ortolan_protocol::oip::{Datatype, TensorMetadata};
+use smallvec::SmallVec;
+
+use crate::tensor::Tensor;
+
+pub use onnx::{OnnxEngine, initialize};
+
+/// Indices into a signature's outputs, in the order in which they are wanted.
+pub type Outputs = SmallVec<[usize; 4]>;
+
+/// Runs a model.
+pub trait Engine: Send {
+    /// What the model takes and gives.
+    fn signature(&self) -> &Signature;
+
+    /// Runs the model once. `inputs`: one tensor per input of the signature, in its order. The answer has one tensor
+    /// per entry of `outputs`, in that order.
+    fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError>;
+}
+
+/// Why a run failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// The model does not accept these inputs, though their types and shapes are right.
+    #[error("the model cannot run on this input: {0}")]
+    Refused(String),
+    /// Anything else.
+    #[error("the model failed to run: {0}")]
+    Failed(String),
+}
+
+/// What a model takes and gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// The inputs, all required.
+    pub inputs: Vec<TensorSpec>,
+    /// The outputs.
+    pub outputs: Vec<TensorSpec>,
+}
+
+/// Name, type and shape of an input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// The name in requests.
+    pub name: String,
+    /// The type of the elements.
+    pub datatype: Datatype,
+    /// The dimensions.
+    pub shape: Vec<Dimension>,
+}
+
+/// One dimension of an input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dimension {
+    /// Always of this size.
+    Fixed(usize),
+    /// Of any size; dimensions with the same name are of the same size.
+    Dynamic(Option<String>),
+}
+
+impl Dimension {
+    /// The size, if there is only one.
+    pub fn fixed(&self) -> Option<usize> {
+        match self {
+            Self::Fixed(size) => Some(*size),
+            Self::Dynamic(_) => None,
+        }
+    }
+
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Fixed(_) | Self::Dynamic(None) => None,
+            Self::Dynamic(Some(name)) => Some(name),
+        }
+    }
+}
+
+impl TensorSpec {
+    /// The shape as the protocol tells it: -1 for a dimension of any size.
+    pub fn protocol_shape(&self) -> Vec<i64> {
+        self.shape
+            .iter()
+            .map(|dimension| dimension.fixed().map_or(-1, |size| i64::try_from(size).unwrap_or(i64::MAX)))
+            .collect()
+    }
+}
+
+impl From<&TensorSpec> for TensorMetadata {
+    fn from(spec: &TensorSpec) -> Self {
+        Self { name: spec.name.clone(), datatype: spec.datatype, shape: spec.protocol_shape() }
+    }
+}
+
+impl Signature {
+    /// Whether rows of different requests can be run together, as far as the declared shapes tell: every tensor begins
+    /// with a dimension of any size, and those of the inputs do not have different names. Names of outputs are not
+    /// compared: converters number them anew.
+    pub fn has_batch_dimension(&self) -> bool {
+        let leads = |spec: &TensorSpec| matches!(spec.shape.first(), Some(Dimension::Dynamic(_)));
+        let mut names = self.inputs.iter().filter_map(|spec| spec.shape.first()?.name());
+        let first = names.next();
+        !self.inputs.is_empty()
+            && self.inputs.iter().all(leads)
+            && self.outputs.iter().all(leads)
+            && names.all(|name| Some(name) == first)
+    }
+}
+
+/// Reads a model file: checks it, then builds an engine that runs on `threads` threads.
+pub fn load(path: &Path, threads: usize) -> Result<OnnxEngine, Failure> {
+    inspect::check(path)?;
+    let engine = OnnxEngine::load(path, threads)?;
+    let signature = engine.signature();
+    if signature.inputs.is_empty() || signature.outputs.is_empty() {
+        return Err(Failure {
+            reason: FailureReason::ModelUnsupported,
+            message: "the model has no inputs or no outputs; there is nothing to ask it".to_owned(),
+        });
+    }
+    Ok(engine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(shape: &[Option<&str>]) -> TensorSpec {
+        let dimension = |name: &Option<&str>| match name {
+            Some("4") => Dimension::Fixed(4),
+            Some("?") => Dimension::Dynamic(None),
+            Some(name) => Dimension::Dynamic(Some((*name).to_owned())),
+            None => Dimension::Fixed(1),
+        };
+        TensorSpec { name: "t".to_owned(), datatype: Datatype::Fp32, shape: shape.iter().map(dimension).collect() }
+    }
+
+    #[test]
+    fn a_batch_dimension_leads_every_tensor_and_inputs_agree_about_it() {
+        let cases: [(&[&[Option<&str>]], &[&[Option<&str>]], bool); 8] = [
+            (&[&[Some("n"), Some("4")]], &[&[Some("n"), Some("4")]], true),
+            (&[&[Some("?"), Some("4")]], &[&[Some("?")]], true),
+            (&[&[Some("unk__1")]], &[&[Some("unk__2")]], true),
+            (&[&[Some("n")], &[Some("n")]], &[&[Some("n")]], true),
+            (&[&[Some("n")], &[Some("m")]], &[&[Some("n")]], false),
+            (&[&[Some("4"), Some("4")]], &[&[Some("4")]], false),
+            (&[&[Some("n")]], &[&[]], false),
+            (&[], &[&[Some("n")]], false),
+        ];
+        for (inputs, outputs, expected) in cases {
+            let signature = Signature {
+                inputs: inputs.iter().map(|shape| spec(shape)).collect(),
+                outputs: outputs.iter().map(|shape| spec(shape)).collect(),
+            };
+            assert_eq!(signature.has_batch_dimension(), expected, "{inputs:?} -> {outputs:?}");
+        }
+    }
+
+    #[test]
+    fn a_dimension_of_any_size_is_minus_one_in_the_protocol() {
+        assert_eq!(spec(&[Some("n"), Some("4")]).protocol_shape(), [-1, 4]);
+    }
+}

@@ -1,0 +1,221 @@
+//! ONNX models, run by ONNX Runtime.
+//!
+//! The runtime is a shared library, loaded when the server starts: its official build is used as it is, and our binary
+//! stays small. No execution provider but the CPU's, and no custom operator library, can be reached from a model.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue, SessionOutputs};
+use ort::value::{Outlet, ValueType};
+use ort::{Error as OrtError, ErrorCode, LoadDynamicError};
+use ortolan_protocol::failure::{Failure, FailureReason};
+use smallvec::SmallVec;
+use tracing::debug;
+
+use super::{Dimension, Engine, RunError, Signature, TensorSpec, elements};
+use crate::tensor::Tensor;
+
+/// The process's one runtime environment; it must outlive every session.
+static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
+
+/// Loads the runtime's shared library. Once per process: later calls change nothing.
+pub fn initialize(library: &Path) -> Result<(), Failure> {
+    environment(Some(library)).map(|_| ())
+}
+
+fn environment(library: Option<&Path>) -> Result<Environment, Failure> {
+    let mut environment = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(environment) = environment.as_ref() {
+        return Ok(environment.clone());
+    }
+    let library = library.ok_or_else(|| internal("the ONNX Runtime library was not loaded before the model"))?;
+    let built = ort::init_from(library).map_err(|error| library_failure(&error))?;
+    let built = built.with_name("ortolan").with_telemetry(false).build().map_err(|error| internal(error.message()))?;
+    // What goes wrong comes back as an error and is reported by us, without the runtime's source paths.
+    built.set_log_level(LogLevel::Fatal);
+    Ok(environment.insert(built).clone())
+}
+
+/// A session of ONNX Runtime.
+pub struct OnnxEngine {
+    session: Session,
+    signature: Signature,
+}
+
+impl OnnxEngine {
+    /// Builds a session. [`initialize`] comes before. `threads`: for one operator; operators run one after the other.
+    pub fn load(path: &Path, threads: usize) -> Result<Self, Failure> {
+        let environment = environment(None)?;
+        let session = build(&environment, path, threads).map_err(|error| load_failure(&error))?;
+        let signature =
+            Signature { inputs: specs(session.inputs(), "input")?, outputs: specs(session.outputs(), "output")? };
+        Ok(Self { session, signature })
+    }
+}
+
+impl Engine for OnnxEngine {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
+        let values =
+            inputs.iter().map(elements::to_value).collect::<Result<SmallVec<[SessionInputValue<'_>; 4]>, _>>()?;
+        let specs = &self.signature.outputs;
+        if outputs.iter().copied().eq(0..specs.len()) {
+            let found = self.session.run(values.as_slice()).map_err(|error| run_error(&error))?;
+            return extract(&found, outputs, specs);
+        }
+        let selector =
+            outputs.iter().fold(OutputSelector::no_default(), |selector, index| selector.with(&specs[*index].name));
+        let options = RunOptions::new().map_err(|error| run_error(&error))?.with_outputs(selector);
+        let found = self.session.run_with_options(values.as_slice(), &options).map_err(|error| run_error(&error))?;
+        extract(&found, outputs, specs)
+    }
+}
+
+fn extract(found: &SessionOutputs<'_>, outputs: &[usize], specs: &[TensorSpec]) -> Result<Vec<Tensor>, RunError> {
+    outputs
+        .iter()
+        .zip(found.values())
+        .map(|(index, value)| elements::from_value(&value, specs[*index].datatype))
+        .collect()
+}
+
+fn build(environment: &Environment, path: &Path, threads: usize) -> ort::Result<Session> {
+    Session::builder(environment)?
+        .with_intra_threads(threads)?
+        .with_inter_threads(1)?
+        .with_parallel_execution(false)?
+        .with_intra_op_spinning(false)?
+        .with_inter_op_spinning(false)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .commit_from_file(path)
+}
+
+fn specs(outlets: &[Outlet], kind: &str) -> Result<Vec<TensorSpec>, Failure> {
+    outlets.iter().map(|outlet| spec(outlet, kind)).collect()
+}
+
+fn spec(outlet: &Outlet, kind: &str) -> Result<TensorSpec, Failure> {
+    let name = outlet.name();
+    let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
+        return Err(unsupported(format!(
+            "the model's {kind} '{name}' is {}, and only tensors can be served; models converted from scikit-learn give \
+             tensors when they are converted with the option zipmap=False",
+            value_kind(outlet.dtype())
+        )));
+    };
+    let datatype = elements::datatype(*ty).ok_or_else(|| {
+        unsupported(format!("the model's {kind} '{name}' has elements of type {ty}, which the protocol does not have"))
+    })?;
+    let shape = shape
+        .iter()
+        .zip(dimension_symbols.iter())
+        .map(|(size, symbol)| match usize::try_from(*size) {
+            Ok(size) => Dimension::Fixed(size),
+            Err(_) => Dimension::Dynamic((!symbol.is_empty()).then(|| symbol.clone())),
+        })
+        .collect();
+    Ok(TensorSpec { name: name.to_owned(), datatype, shape })
+}
+
+fn value_kind(value: &ValueType) -> &'static str {
+    match value {
+        ValueType::Sequence(inner) if inner.is_map() => "a sequence of maps",
+        ValueType::Sequence(_) => "a sequence",
+        ValueType::Map { .. } => "a map",
+        ValueType::Optional(_) => "an optional value",
+        ValueType::Tensor { .. } => "a tensor",
+    }
+}
+
+fn run_error(error: &OrtError) -> RunError {
+    debug!(error = error.message(), "the runtime refused to run the model");
+    let message = error.message();
+    // "Non-zero status code returned while running Gather node. Name:'…' Status Message: …": the rest is for the client.
+    let message = message.split_once("Status Message: ").map_or(message, |(_, message)| message);
+    match error.code() {
+        ErrorCode::InvalidArgument => RunError::Refused(without_source(message)),
+        _ => RunError::Failed(without_source(message)),
+    }
+}
+
+fn load_failure(error: &OrtError) -> Failure {
+    debug!(error = error.message(), "the runtime refused to load the model");
+    let message = error.message();
+    let is_unknown = ["is not a registered function/op", "opset", "Opset", "IR version", "NOT_IMPLEMENTED"]
+        .iter()
+        .any(|hint| message.contains(hint));
+    let reason = match error.code() {
+        ErrorCode::NotImplemented => FailureReason::ModelUnsupported,
+        _ if is_unknown => FailureReason::ModelUnsupported,
+        ErrorCode::RuntimeException | ErrorCode::EngineError | ErrorCode::ExecutionProviderFailure => {
+            FailureReason::Internal
+        }
+        _ => FailureReason::ModelInvalid,
+    };
+    // "Load model from /some/where failed:…"
+    let message = match message.strip_prefix("Load model from ") {
+        Some(rest) => rest.split_once(" failed:").map_or(rest, |(_, message)| message),
+        None => message,
+    };
+    let what = match reason {
+        FailureReason::ModelUnsupported => "ONNX Runtime cannot run the model",
+        FailureReason::ModelInvalid => "the file is not a valid ONNX model",
+        _ => "ONNX Runtime failed to load the model",
+    };
+    Failure { reason, message: format!("{what}: {}", without_source(message)) }
+}
+
+/// Takes out the file and function of the runtime's source with which some of its messages begin.
+fn without_source(message: &str) -> String {
+    let message = message.trim();
+    let Some(end) = message.rfind("::") else {
+        return message.to_owned();
+    };
+    let tail = message[end..].split_once(") ").map_or("", |(_, tail)| tail).trim();
+    if tail.is_empty() { "the runtime gave no reason that can be shown".to_owned() } else { tail.to_owned() }
+}
+
+fn library_failure(error: &LoadDynamicError) -> Failure {
+    debug!(%error, "the ONNX Runtime library cannot be loaded");
+    let message = match error {
+        LoadDynamicError::BadVersion { version_str, .. } => {
+            format!("the ONNX Runtime library has version {version_str}, older than the one that is needed (1.{})", ort::MINOR_VERSION)
+        }
+        _ => "the ONNX Runtime library cannot be loaded; it must be a libonnxruntime.so for this machine (--onnxruntime or ORT_DYLIB_PATH)"
+            .to_owned(),
+    };
+    Failure { reason: FailureReason::ConfigInvalid, message }
+}
+
+fn unsupported(message: String) -> Failure {
+    Failure { reason: FailureReason::ModelUnsupported, message }
+}
+
+fn internal(message: &str) -> Failure {
+    Failure { reason: FailureReason::Internal, message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_paths_and_functions_of_the_runtime_are_taken_out_of_its_messages() {
+        let message = "/onnxruntime_src/onnxruntime/core/graph/model_load_utils.h:46 void onnxruntime::utils::Validate(const \
+                       std::map<std::string, int>&, bool) ONNX Runtime only guarantees support for official opsets. Opset 99 \
+                       is under development.";
+        assert_eq!(
+            without_source(message),
+            "ONNX Runtime only guarantees support for official opsets. Opset 99 is under development."
+        );
+        assert_eq!(without_source("indices element out of data bounds"), "indices element out of data bounds");
+        assert_eq!(without_source("onnxruntime::f()"), "the runtime gave no reason that can be shown");
+    }
+}

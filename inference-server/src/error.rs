@@ -1,0 +1,115 @@
+//! What can go wrong with a request, and what the client gets for it.
+//!
+//! This is the one place where kinds of errors become REST status and gRPC codes. Messages are for the client: they say
+//! what was expected and what came, and never hold a path, a backtrace or an internal name.
+
+use std::borrow::Cow;
+
+use axum::http::StatusCode;
+use tonic::{Code, Status};
+
+/// The kinds of errors that a request can end with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The client sent what cannot be answered.
+    InvalidArgument,
+    /// The model, version or route does not exist.
+    NotFound,
+    /// The route exists, but not for this verb.
+    MethodNotAllowed,
+    /// The body is larger than the limit.
+    TooLarge,
+    /// The body is encoded in a way that we do not read.
+    UnsupportedEncoding,
+    /// The client took too long to send its request.
+    RequestTimeout,
+    /// The model is not there yet.
+    NotReady,
+    /// The queue is full.
+    Overloaded,
+    /// The deadline passed before the answer was there.
+    DeadlineExceeded,
+    /// Our fault.
+    Internal,
+}
+
+/// An error with the sentence that the client reads.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    kind: ErrorKind,
+    message: Cow<'static, str>,
+}
+
+impl Error {
+    /// An error of that kind.
+    pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// The client's fault.
+    pub fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::InvalidArgument, message)
+    }
+
+    /// The model is still being fetched or loaded.
+    pub fn not_ready() -> Self {
+        Self::new(ErrorKind::NotReady, "the model is not ready yet")
+    }
+
+    /// The deadline passed.
+    pub fn deadline_exceeded() -> Self {
+        Self::new(ErrorKind::DeadlineExceeded, "the deadline passed before the model could answer")
+    }
+
+    /// Which kind it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The sentence for the client.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl ErrorKind {
+    /// The status over REST.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::InvalidArgument => StatusCode::BAD_REQUEST,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::NotReady | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The code over gRPC.
+    pub fn code(self) -> Code {
+        match self {
+            Self::InvalidArgument => Code::InvalidArgument,
+            Self::NotFound => Code::NotFound,
+            Self::MethodNotAllowed | Self::UnsupportedEncoding => Code::Unimplemented,
+            Self::TooLarge | Self::Overloaded => Code::ResourceExhausted,
+            Self::NotReady => Code::Unavailable,
+            Self::RequestTimeout | Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::Internal => Code::Internal,
+        }
+    }
+
+    /// Whether the same request may succeed a little later.
+    pub fn is_worth_retrying(self) -> bool {
+        matches!(self, Self::NotReady | Self::Overloaded)
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Self::new(error.kind.code(), error.message)
+    }
+}

@@ -1,0 +1,134 @@
+//! The Open Inference Protocol over REST.
+//!
+//! Thin: routes, framing and JSON. What a request must look like is checked in [`crate::request`], what runs it is the
+//! batcher. There are no routes that load or unload models, map memory or change settings, and there will be none.
+
+mod answer;
+mod body;
+mod elements;
+mod infer;
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Request, State};
+use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode, Version};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use ortolan_protocol::oip::{ErrorBody, Live, ModelList, ModelName, ModelReady, Ready};
+
+use crate::error::{Error, ErrorKind};
+use crate::serving::Server;
+
+type Shared = State<Arc<Server>>;
+
+/// Seconds after which a client that was turned away may try again.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// The public REST port.
+pub fn app(server: Arc<Server>) -> Router {
+    Router::new()
+        .route("/v2", get(server_metadata))
+        .route("/v2/", get(server_metadata))
+        .route("/v2/health/live", get(live))
+        .route("/v2/health/ready", get(ready))
+        .route("/v2/models", get(models))
+        .route("/v2/models/{model}", get(model_metadata))
+        .route("/v2/models/{model}/versions/{version}", get(version_metadata))
+        .route("/v2/models/{model}/ready", get(model_ready))
+        .route("/v2/models/{model}/versions/{version}/ready", get(version_ready))
+        .route("/v2/models/{model}/infer", post(infer::model))
+        .route("/v2/models/{model}/versions/{version}/infer", post(infer::version))
+        .fallback(unknown_route)
+        .layer(middleware::from_fn_with_state(Arc::clone(&server), finish))
+        .with_state(server)
+}
+
+/// What every answer gets: a JSON body where axum itself refused, and a hint to leave while the server drains.
+async fn finish(State(server): Shared, request: Request, next: Next) -> Response {
+    let version = request.version();
+    let mut response = next.run(request).await;
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        let allowed = response.headers().get(ALLOW).cloned().unwrap_or_else(|| HeaderValue::from_static("GET"));
+        let verbs = String::from_utf8_lossy(allowed.as_bytes()).into_owned();
+        response = Error::new(ErrorKind::MethodNotAllowed, format!("this route takes {verbs}")).into_response();
+        response.headers_mut().insert(ALLOW, allowed);
+    }
+    if server.is_draining() && version <= Version::HTTP_11 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = (self.kind().status(), Json(ErrorBody { error: self.message().into() })).into_response();
+        if self.kind().is_worth_retrying() {
+            response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
+        }
+        response
+    }
+}
+
+async fn server_metadata(State(server): Shared) -> Response {
+    Json(server.metadata()).into_response()
+}
+
+async fn live(State(server): Shared) -> Response {
+    let live = server.is_live();
+    (status(live), Json(Live { live })).into_response()
+}
+
+async fn ready(State(server): Shared) -> Response {
+    let ready = server.is_ready();
+    (status(ready), Json(Ready { ready })).into_response()
+}
+
+async fn models(State(server): Shared) -> Response {
+    Json(ModelList { models: vec![ModelName { name: server.name().to_owned() }] }).into_response()
+}
+
+async fn model_metadata(State(server): Shared, Path(model): Path<String>) -> Result<Response, Error> {
+    let found = server.model(&model, None)?;
+    Ok(Json(server.model_metadata(found)).into_response())
+}
+
+async fn version_metadata(
+    State(server): Shared,
+    Path((model, version)): Path<(String, String)>,
+) -> Result<Response, Error> {
+    let found = server.model(&model, Some(&version))?;
+    Ok(Json(server.model_metadata(found)).into_response())
+}
+
+async fn model_ready(State(server): Shared, Path(model): Path<String>) -> Result<Response, Error> {
+    readiness(&server, model, None)
+}
+
+async fn version_ready(
+    State(server): Shared,
+    Path((model, version)): Path<(String, String)>,
+) -> Result<Response, Error> {
+    readiness(&server, model, Some(&version))
+}
+
+fn readiness(server: &Server, model: String, version: Option<&str>) -> Result<Response, Error> {
+    server.check_name(&model, version)?;
+    let ready = server.is_ready();
+    Ok((status(ready), Json(ModelReady { name: model, ready })).into_response())
+}
+
+async fn unknown_route() -> Error {
+    Error::new(ErrorKind::NotFound, "there is nothing at this path; the Open Inference Protocol begins at /v2")
+}
+
+fn status(is_good: bool) -> StatusCode {
+    if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// An answer of that content type.
+fn content(kind: &'static str) -> [(axum::http::HeaderName, HeaderValue); 1] {
+    [(CONTENT_TYPE, HeaderValue::from_static(kind))]
+}

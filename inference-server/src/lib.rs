@@ -1,0 +1,27 @@
+//! Ortolan's inference server: one ONNX model behind the Open Inference Protocol.
+//!
+//! A request's way: [`http`] or [`grpc`] parse it with the checks of [`request`], the [`batch`]er joins it with others,
+//! the [`engine`] runs the batch, and the same protocol writes the answer. Around that: [`fetch`] gets the model's bytes,
+//! [`load`] makes them answer, [`lifecycle`] starts and stops it all, and [`ops`] tells how it goes.
+//!
+//! Deliberately not here: more than one model, loading on request, and anything that a client could use to make the server
+//! read or run something else.
+
+pub mod batch;
+pub mod config;
+pub mod cpu;
+pub mod engine;
+pub mod error;
+pub mod fetch;
+pub mod grpc;
+pub mod http;
+pub mod lifecycle;
+pub mod listen;
+pub mod load;
+pub mod metrics;
+pub mod ops;
+pub mod request;
+pub mod serving;
+pub mod stats;
+pub mod tensor;
+pub mod wire;

@@ -1,0 +1,189 @@
+//! A server's life: open the ports, get the model, answer, and leave without losing a request.
+//!
+//! The ports are open from the first moment, and say that the model is not ready, so that nobody has to guess whether a
+//! server is slow or dead. On SIGTERM readiness goes first; requests are answered for a while as if nothing had happened,
+//! since clients learn late that a server leaves; then connections are closed as they become idle.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ortolan_protocol::failure::{Failure, FailureReason};
+use ortolan_protocol::grpc::grpc_inference_service_server::SERVICE_NAME;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+use tracing::{info, warn};
+
+use crate::config::{Config, Drain};
+use crate::fetch::{self, Retries, Wanted};
+use crate::listen::{self, Speaks};
+use crate::serving::{Model, Server};
+use crate::{engine, grpc, http, load, ops};
+
+/// How a server's life ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to stop, and finished what it had begun, as far as the time allowed.
+    Drained,
+    /// It was told twice.
+    Forced,
+}
+
+/// Serves one model until told to stop.
+pub async fn run(config: Config, started: Instant) -> Result<End, Failure> {
+    let mut stop = StopSignals::new()?;
+    let server = Arc::new(Server::new(&config, started));
+    let (health, health_service) = health_reporter();
+    set_health(&health, ServingStatus::NotServing).await;
+    let ports = Ports::bind(&config).await?;
+    let apps = Apps {
+        http: http::app(Arc::clone(&server)),
+        grpc: grpc::app(Arc::clone(&server), health_service),
+        ops: ops::app(Arc::clone(&server)),
+    };
+    let running = ports.serve(apps, &config);
+
+    let model = tokio::select! {
+        biased;
+        () = stop.next() => {
+            info!("told to stop before the model was ready");
+            return Ok(End::Drained);
+        }
+        model = obtain(&config, &server) => model?,
+    };
+    server.loaded(model);
+    set_health(&health, ServingStatus::Serving).await;
+    info!(model = server.name(), after = ?started.elapsed(), "ready");
+
+    stop.next().await;
+    server.drain();
+    set_health(&health, ServingStatus::NotServing).await;
+    tokio::select! {
+        () = running.drain(config.drain, &server) => Ok(End::Drained),
+        () = stop.next() => {
+            warn!("told to stop again: leaving at once");
+            Ok(End::Forced)
+        }
+    }
+}
+
+/// Fetches and loads the model. The runtime's library is loaded meanwhile.
+async fn obtain(config: &Config, server: &Server) -> Result<Model, Failure> {
+    let library = config.onnxruntime.clone();
+    let runtime = tokio::task::spawn_blocking(move || engine::initialize(&library));
+    let wanted = Wanted {
+        sha256: config.sha256.as_deref(),
+        max_bytes: config.max_model_bytes,
+        cache: &config.cache_dir,
+        retries: Retries::default(),
+    };
+    let start = Instant::now();
+    let fetched = fetch::fetch(&config.source, &wanted).await?;
+    info!(bytes = fetched.bytes, sha256 = fetched.digest, took = ?start.elapsed(), "the model is fetched");
+    server.fetched(&fetched.digest);
+    runtime.await.map_err(|_| internal("the ONNX Runtime library stopped the thread that loaded it".to_owned()))??;
+    load::load(&fetched.path, config.threads, config.batching, Arc::clone(server.counters())).await
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    health.set_service_status("", status).await;
+    health.set_service_status(SERVICE_NAME, status).await;
+}
+
+struct Ports {
+    http: TcpListener,
+    grpc: TcpListener,
+    ops: TcpListener,
+}
+
+struct Apps {
+    http: axum::Router,
+    grpc: axum::Router,
+    ops: axum::Router,
+}
+
+impl Ports {
+    async fn bind(config: &Config) -> Result<Self, Failure> {
+        let listen = config.listen;
+        let ports = Self {
+            http: listen::bind(listen.address, listen.http, "REST").await?,
+            grpc: listen::bind(listen.address, listen.grpc, "gRPC").await?,
+            ops: listen::bind(listen.address, listen.ops, "operations").await?,
+        };
+        let port = |listener: &TcpListener| listener.local_addr().map_or(0, |address| address.port());
+        info!(http = port(&ports.http), grpc = port(&ports.grpc), ops = port(&ports.ops), "listening");
+        Ok(ports)
+    }
+
+    fn serve(self, apps: Apps, config: &Config) -> Running {
+        let (stop, stopped) = watch::channel(false);
+        let start = |listener, app, speaks, mut stopped: watch::Receiver<bool>| {
+            let connections = listen::connections(speaks, config.requests.head_timeout);
+            tokio::spawn(listen::serve(listener, app, connections, async move {
+                // An error means that nobody can say stop any more, which says it, too.
+                let _ = stopped.wait_for(|stopped| *stopped).await;
+            }))
+        };
+        let http = start(self.http, apps.http, Speaks::Http, stopped.clone());
+        let grpc = start(self.grpc, apps.grpc, Speaks::Http2, stopped.clone());
+        // The operations port answers to the very end.
+        let (ops_stop, ops_stopped) = watch::channel(false);
+        start(self.ops, apps.ops, Speaks::Http, ops_stopped);
+        Running { stop, _ops: ops_stop, http, grpc }
+    }
+}
+
+/// The ports' tasks.
+struct Running {
+    stop: watch::Sender<bool>,
+    _ops: watch::Sender<bool>,
+    http: JoinHandle<()>,
+    grpc: JoinHandle<()>,
+}
+
+impl Running {
+    async fn drain(self, drain: Drain, server: &Server) {
+        info!(delay = ?drain.delay, "told to stop: not ready any more, still answering");
+        tokio::time::sleep(drain.delay).await;
+        self.stop.send_replace(true);
+        let finished = async {
+            // A task that panicked has nothing left to finish.
+            let _ = self.http.await;
+            let _ = self.grpc.await;
+        };
+        match tokio::time::timeout(drain.timeout, finished).await {
+            Ok(()) => info!("all requests are answered"),
+            Err(_) => {
+                let (_, in_flight) = server.counters().requests();
+                warn!(in_flight, timeout = ?drain.timeout, "leaving with unfinished connections");
+            }
+        }
+    }
+}
+
+/// SIGTERM, as Kubernetes sends it, and SIGINT, as people do.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| internal(format!("signals cannot be received: {error}")));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn internal(message: String) -> Failure {
+    Failure { reason: FailureReason::Internal, message }
+}

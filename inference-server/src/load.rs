@@ -1,0 +1,138 @@
+//! From a file to a model that answers: builds the engine, runs it a few times, and puts the batcher in front.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ortolan_protocol::failure::{Failure, FailureReason};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::batch::{Batcher, Limits};
+use crate::engine::{self, Dimension, Engine, RunError, TensorSpec};
+use crate::serving::Model;
+use crate::stats::Counters;
+use crate::tensor::{Shape, Tensor};
+
+/// What warming up may take in all, as far as it can be foreseen.
+const WARM_UP_BUDGET: Duration = Duration::from_millis(500);
+
+/// Loads a model and warms it up, on a thread of its own: it takes as long as it takes, and must not hold up the ports.
+pub async fn load(path: &Path, threads: usize, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
+    let (done, loaded) = oneshot::channel();
+    let path = path.to_owned();
+    let spawned = std::thread::Builder::new().name("load".to_owned()).spawn(move || {
+        // Nobody waits any more when the server was told to stop meanwhile.
+        let _ = done.send(load_here(&path, threads, limits, counters));
+    });
+    spawned.map_err(|error| internal(&format!("no thread can be started: {error}")))?;
+    loaded.await.unwrap_or_else(|_| Err(internal("the runtime stopped unexpectedly while it loaded the model")))
+}
+
+fn load_here(path: &Path, threads: usize, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
+    let start = Instant::now();
+    let engine = engine::load(path, threads)?;
+    let built = start.elapsed();
+    serve(Box::new(engine), limits, counters, built)
+}
+
+/// Warms an engine up and puts the batcher in front of it.
+fn serve(
+    mut engine: Box<dyn Engine>,
+    limits: Limits,
+    counters: Arc<Counters>,
+    built: Duration,
+) -> Result<Model, Failure> {
+    let start = Instant::now();
+    let has_rows = WarmUp { engine: engine.as_mut(), counters: &counters, max_rows: limits.max_batch_rows }.run()?;
+    info!(load = ?built, warm_up = ?start.elapsed(), batches_requests = has_rows, "the model is loaded");
+    let signature = engine.signature().clone();
+    let batcher = Batcher::start(engine, limits, has_rows, counters)
+        .map_err(|error| internal(&format!("no thread can be started for the model: {error}")))?;
+    Ok(Model { signature, has_rows, max_rows: limits.max_batch_rows, batcher })
+}
+
+struct WarmUp<'a> {
+    engine: &'a mut dyn Engine,
+    counters: &'a Counters,
+    max_rows: usize,
+}
+
+impl WarmUp<'_> {
+    /// Runs the model on zeros, at several batch sizes as far as the budget goes; what it takes is counted as the first
+    /// knowledge of S(b). Says whether requests can be joined.
+    fn run(&mut self) -> Result<bool, Failure> {
+        let declared = self.engine.signature().has_batch_dimension();
+        let is_guessed = self.engine.signature().inputs.iter().any(|spec| {
+            spec.shape.iter().skip(usize::from(declared)).any(|dimension| matches!(dimension, Dimension::Dynamic(_)))
+        });
+        let single = match self.measure(1, declared) {
+            Ok(Some(took)) => took,
+            Ok(None) => return Ok(false),
+            Err(error) if is_guessed => {
+                info!(%error, "no warm-up: the model's shapes are not fixed, and it does not run with the ones that were guessed");
+                return Ok(declared);
+            }
+            Err(error) => return Err(does_not_run(&error)),
+        };
+        if !declared || self.max_rows < 2 {
+            return Ok(declared);
+        }
+        let mut spent = Duration::ZERO;
+        let mut sizes: Vec<usize> = vec![self.max_rows];
+        sizes.extend(std::iter::successors(Some(2), |size| Some(size * 2)).take_while(|size| *size < self.max_rows));
+        for rows in sizes {
+            let foreseen = single * u32::try_from(2 * rows).unwrap_or(u32::MAX);
+            if spent + foreseen > WARM_UP_BUDGET {
+                continue;
+            }
+            let start = Instant::now();
+            match self.measure(rows, true) {
+                Ok(Some(_)) => spent += start.elapsed(),
+                Ok(None) => return Ok(false),
+                Err(error) => {
+                    warn!(%error, rows, "the model declares a batch dimension but does not run with it; requests are run one by one");
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Runs twice, since the first run allocates, and counts the second. `None`: so many rows in are not as many out.
+    fn measure(&mut self, rows: usize, has_rows: bool) -> Result<Option<Duration>, RunError> {
+        let signature = self.engine.signature();
+        let inputs: Vec<Tensor> = signature.inputs.iter().map(|spec| zeros(spec, rows, has_rows)).collect();
+        let outputs: Vec<usize> = (0..signature.outputs.len()).collect();
+        self.engine.run(&inputs, &outputs)?;
+        let start = Instant::now();
+        let found = self.engine.run(&inputs, &outputs)?;
+        let took = start.elapsed();
+        if has_rows && found.iter().any(|output| output.shape.first() != Some(&rows)) {
+            warn!(rows, "the model does not give as many rows as it takes; requests are run one by one");
+            return Ok(None);
+        }
+        self.counters.record_batch(rows, took);
+        Ok(Some(took))
+    }
+}
+
+fn zeros(spec: &TensorSpec, rows: usize, has_rows: bool) -> Tensor {
+    let sizes = spec.shape.iter().enumerate().map(|(position, dimension)| match dimension {
+        _ if position == 0 && has_rows => rows,
+        Dimension::Fixed(size) => *size,
+        Dimension::Dynamic(_) => 1,
+    });
+    Tensor::zeros(spec.datatype, sizes.collect::<Shape>())
+}
+
+fn does_not_run(error: &RunError) -> Failure {
+    Failure {
+        reason: FailureReason::ModelInvalid,
+        message: format!("the model was loaded, but it does not run on zeros: {error}"),
+    }
+}
+
+fn internal(message: &str) -> Failure {
+    Failure { reason: FailureReason::Internal, message: message.to_owned() }
+}

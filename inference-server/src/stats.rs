@@ -1,0 +1,270 @@
+//! What the server counts about itself: cheap to write on every request, read by `/stats` and `/metrics`.
+//!
+//! Each number has one home here, and both endpoints are views of it. The meaning of the numbers is documented at
+//! [`ortolan_protocol::stats::Stats`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ortolan_protocol::histogram::{self, Histogram};
+use ortolan_protocol::stats::{BatchCell, Requests};
+
+use crate::error::{Error, ErrorKind};
+
+const BUCKETS: usize = histogram::LAST_BUCKET as usize + 1;
+/// Two cells a doubling: sizes 1, 2, 3, 4, 5–6, 7–8, 9–12, 13–16 and so on.
+const CELLS: usize = 40;
+
+/// All counters of a server.
+pub struct Counters {
+    arrived: AtomicU64,
+    completed: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    shed: AtomicU64,
+    expired: AtomicU64,
+    rows_arrived: AtomicU64,
+    queued_rows: AtomicU64,
+    /// From the arrival of a body to its answer.
+    pub latency: Durations,
+    /// From entering the queue to execution.
+    pub queue_wait: Durations,
+    batches: [AtomicCell; CELLS],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            arrived: AtomicU64::default(),
+            completed: AtomicU64::default(),
+            refused: AtomicU64::default(),
+            failed: AtomicU64::default(),
+            shed: AtomicU64::default(),
+            expired: AtomicU64::default(),
+            rows_arrived: AtomicU64::default(),
+            queued_rows: AtomicU64::default(),
+            latency: Durations::default(),
+            queue_wait: Durations::default(),
+            batches: std::array::from_fn(|_| AtomicCell::default()),
+        }
+    }
+}
+
+impl Counters {
+    /// Counts a request that came for inference. What becomes of it is told to the [`Arrival`].
+    pub fn arrive(self: &Arc<Self>) -> Arrival {
+        increment(&self.arrived, 1);
+        Arrival { counters: Arc::clone(self), since: Instant::now(), is_open: true }
+    }
+
+    /// Counts an executed batch.
+    pub fn record_batch(&self, rows: usize, took: Duration) {
+        let cell = &self.batches[cell_of(rows)];
+        increment(&cell.count, 1);
+        increment(&cell.rows, rows as u64);
+        increment(&cell.nanoseconds, nanoseconds(took));
+    }
+
+    /// Tells how many rows wait now.
+    pub fn set_queued_rows(&self, rows: usize) {
+        self.queued_rows.store(rows as u64, Ordering::Relaxed);
+    }
+
+    /// How many rows wait now.
+    pub fn queued_rows(&self) -> u64 {
+        self.queued_rows.load(Ordering::Relaxed)
+    }
+
+    /// How many rows came.
+    pub fn rows_arrived(&self) -> u64 {
+        self.rows_arrived.load(Ordering::Relaxed)
+    }
+
+    /// The requests so far, and how many of them are being worked on.
+    pub fn requests(&self) -> (Requests, u64) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        // Ends are read before arrivals: a request that comes and goes in between must not make the difference negative.
+        let mut requests = Requests {
+            arrived: 0,
+            completed: get(&self.completed),
+            refused: get(&self.refused),
+            failed: get(&self.failed),
+            shed: get(&self.shed),
+            expired: get(&self.expired),
+        };
+        requests.arrived = get(&self.arrived);
+        let ended = requests.completed + requests.refused + requests.failed + requests.shed + requests.expired;
+        (requests, requests.arrived.saturating_sub(ended))
+    }
+
+    /// Executed batches by size; only sizes that occurred.
+    pub fn batch_cells(&self) -> Vec<BatchCell> {
+        let cells = self.batches.iter().map(|cell| BatchCell {
+            count: cell.count.load(Ordering::Relaxed),
+            rows: cell.rows.load(Ordering::Relaxed),
+            seconds: seconds(cell.nanoseconds.load(Ordering::Relaxed)),
+        });
+        cells.filter(|cell| cell.count > 0).collect()
+    }
+}
+
+/// A request on its way. Dropped without an end, its client left.
+pub struct Arrival {
+    counters: Arc<Counters>,
+    since: Instant,
+    is_open: bool,
+}
+
+impl Arrival {
+    /// The latency counts from here: the body is there.
+    pub fn body_received(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// When the body was there.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// The request turned out to have that many rows.
+    pub fn rows(&self, rows: usize) {
+        increment(&self.counters.rows_arrived, rows as u64);
+    }
+
+    /// The answer is ready to be sent.
+    pub fn finish<T>(mut self, outcome: &Result<T, Error>) {
+        self.is_open = false;
+        let counters = &self.counters;
+        let Err(error) = outcome else {
+            counters.latency.record(self.since.elapsed());
+            increment(&counters.completed, 1);
+            return;
+        };
+        let counter = match error.kind() {
+            ErrorKind::NotReady | ErrorKind::Overloaded => &counters.shed,
+            ErrorKind::DeadlineExceeded => &counters.expired,
+            ErrorKind::Internal => &counters.failed,
+            ErrorKind::InvalidArgument
+            | ErrorKind::NotFound
+            | ErrorKind::MethodNotAllowed
+            | ErrorKind::TooLarge
+            | ErrorKind::UnsupportedEncoding
+            | ErrorKind::RequestTimeout => &counters.refused,
+        };
+        increment(counter, 1);
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        if self.is_open {
+            increment(&self.counters.expired, 1);
+        }
+    }
+}
+
+/// A histogram that many threads write.
+pub struct Durations {
+    buckets: [AtomicU64; BUCKETS],
+    nanoseconds: AtomicU64,
+}
+
+impl Default for Durations {
+    fn default() -> Self {
+        Self { buckets: std::array::from_fn(|_| AtomicU64::default()), nanoseconds: AtomicU64::default() }
+    }
+}
+
+impl Durations {
+    /// Adds one observation.
+    pub fn record(&self, duration: Duration) {
+        increment(&self.buckets[usize::from(histogram::bucket(duration.as_secs_f64()))], 1);
+        increment(&self.nanoseconds, nanoseconds(duration));
+    }
+
+    /// The observations so far.
+    pub fn snapshot(&self) -> Histogram {
+        let buckets = (0_u16..).zip(&self.buckets).map(|(bucket, count)| (bucket, count.load(Ordering::Relaxed)));
+        Histogram {
+            buckets: buckets.filter(|(_, count)| *count > 0).collect(),
+            sum: seconds(self.nanoseconds.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+#[derive(Default)]
+struct AtomicCell {
+    count: AtomicU64,
+    rows: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+/// The cell that batches of a size are counted in.
+fn cell_of(rows: usize) -> usize {
+    if rows <= 2 {
+        return rows.saturating_sub(1);
+    }
+    // For 2^k < rows <= 2^(k+1): the lower or the upper half of the interval.
+    let doubling = (rows - 1).ilog2() as usize;
+    let is_upper = rows > (1 << doubling) + (1 << (doubling - 1));
+    (2 * doubling + usize::from(is_upper)).min(CELLS - 1)
+}
+
+fn increment(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::AcqRel);
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_arrival_ends_in_exactly_one_way() {
+        let counters = Arc::new(Counters::default());
+        let end = |kind| counters.arrive().finish(&Err::<(), _>(Error::new(kind, "")));
+        counters.arrive().finish(&Ok(()));
+        end(ErrorKind::InvalidArgument);
+        end(ErrorKind::TooLarge);
+        end(ErrorKind::Internal);
+        end(ErrorKind::Overloaded);
+        end(ErrorKind::NotReady);
+        end(ErrorKind::DeadlineExceeded);
+        drop(counters.arrive());
+        let still_open = counters.arrive();
+        let expected = Requests { arrived: 9, completed: 1, refused: 2, failed: 1, shed: 2, expired: 2 };
+        assert_eq!(counters.requests(), (expected, 1));
+        still_open.finish(&Ok(()));
+        assert_eq!(counters.latency.snapshot().count(), 2, "only successes have a latency");
+    }
+
+    #[test]
+    fn batch_sizes_share_a_cell_with_their_neighbours_only() {
+        let sizes: Vec<usize> = (1..=33).map(cell_of).collect();
+        assert_eq!(sizes[..8], [0, 1, 2, 3, 4, 4, 5, 5]);
+        assert_eq!(cell_of(12), cell_of(9));
+        assert_ne!(cell_of(13), cell_of(12));
+        assert_eq!((cell_of(16), cell_of(17)), (7, 8));
+        assert!(sizes.is_sorted() && sizes.windows(2).all(|pair| pair[1] - pair[0] <= 1));
+        assert_eq!(cell_of(0), 0);
+        assert_eq!(cell_of(usize::MAX), CELLS - 1);
+    }
+
+    #[test]
+    fn durations_keep_their_sum_and_count() {
+        let durations = Durations::default();
+        durations.record(Duration::from_micros(100));
+        durations.record(Duration::from_millis(20));
+        let snapshot = durations.snapshot();
+        assert_eq!(snapshot.count(), 2);
+        assert!((snapshot.sum - 0.0201).abs() < 1e-9);
+    }
+}
