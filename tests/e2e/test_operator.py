@@ -1,0 +1,88 @@
+"""The operator itself: its ports, its rights, its rest, its end."""
+
+import json
+import time
+
+from harness.kube import Namespace, kubectl, manifest, wait_for
+
+SYSTEM = Namespace("ortolan-system")
+
+
+def operator_pod() -> dict:
+    pods = SYSTEM.items("pods", "--selector", "app.kubernetes.io/name=ortolan")
+    return next(pod for pod in pods if "deletionTimestamp" not in pod["metadata"])
+
+
+def ask(path: str) -> str:
+    name = operator_pod()["metadata"]["name"]
+    return kubectl("get", "--raw", f"/api/v1/namespaces/ortolan-system/pods/{name}:9090/proxy{path}")
+
+
+def test_health_and_metrics_are_served(namespace, store, digits):
+    namespace.apply(manifest("digits", store.add("one.onnx", digits)))
+    namespace.wait_served("digits")
+    assert ask("/healthz") == "ok" and ask("/readyz") == "ok"
+    metrics = ask("/metrics")
+    for name in [
+        "ortolan_reconcile_duration_seconds_count",
+        'ortolan_writes_total{kind="Deployment"}',
+        'ortolan_scrapes_total{outcome="ok"}',
+        "ortolan_models 1",
+    ]:
+        assert name in metrics, f"{name} is missing in\n{metrics}"
+
+
+def test_an_unchanged_world_gets_no_writes(namespace, store, digits):
+    namespace.apply(manifest("digits", store.add("one.onnx", digits), scaling={"maxReplicas": 3, "latency": {"target": "1s"}}))
+    namespace.wait_served("digits")
+
+    def versions():
+        kinds = "modeldeployments,deployments,services,poddisruptionbudgets,controllerrevisions"
+        return {(item["kind"], item["metadata"]["name"]): item["metadata"]["resourceVersion"] for item in namespace.items(kinds)}
+
+    def writes():
+        return sorted(line for line in ask("/metrics").splitlines() if line.startswith("ortolan_writes_total"))
+
+    # Ten seconds without a change, then the same for twenty more: the time is what is tested here.
+    def settled():
+        before = versions()
+        time.sleep(10)
+        return versions() == before
+
+    wait_for("the world has settled", settled, 60)
+    before = versions(), writes()
+    time.sleep(20)
+    assert (versions(), writes()) == before
+
+
+def test_a_killed_operator_comes_back_and_changes_nothing(namespace, store, digits):
+    namespace.apply(manifest("digits", store.add("one.onnx", digits), replicas=2))
+    namespace.wait_served("digits")
+    before = sorted(pod["metadata"]["uid"] for pod in namespace.pods("digits"))
+    old = operator_pod()["metadata"]["name"]
+    SYSTEM.kubectl("delete", "pod", old, "--grace-period=0", "--force")
+    wait_for("another operator", lambda: operator_pod()["metadata"]["name"] != old, 30)
+    SYSTEM.kubectl("rollout", "status", "deployment/ortolan", "--timeout=60s", timeout=70)
+    namespace.kubectl("scale", "modeldeployment", "digits", "--replicas=3")
+    namespace.wait_served("digits")
+    after = [pod["metadata"]["uid"] for pod in namespace.pods("digits")]
+    assert set(before) <= set(after) and len(after) == 3
+
+
+def test_the_operator_ends_cleanly_when_told_to():
+    name = operator_pod()["metadata"]["name"]
+    started = time.monotonic()
+    SYSTEM.kubectl("delete", "pod", name, timeout=60)
+    print(f"\nthe operator was gone {time.monotonic() - started:.1f} s after it was told to stop")
+    SYSTEM.kubectl("rollout", "status", "deployment/ortolan", "--timeout=60s", timeout=70)
+    assert time.monotonic() - started < 25
+
+
+def test_the_operator_was_never_refused_a_call():
+    """Its role grants what it does: a refused call would stand in its log."""
+    log = SYSTEM.kubectl("logs", "deployment/ortolan", "--tail=-1")
+    entries = [json.loads(line) for line in log.splitlines()]
+    assert entries, "the operator logs one JSON object a line"
+    refused = [entry for entry in entries if "forbidden" in json.dumps(entry).lower()]
+    assert refused == []
+    assert [entry for entry in entries if entry["level"] == "ERROR"] == []
