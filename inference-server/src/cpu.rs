@@ -76,7 +76,10 @@ fn ratio(quota: f64, period: f64) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+    /// Paths and contents.
+    type Files = &'static [(&'static str, &'static str)];
+
+    fn machine(files: Files) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = root.path().join(path);
@@ -88,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_quota_is_the_smallest_on_the_way_to_the_root() {
-        let cases: [(&[(&str, &str)], Option<f64>); 6] = [
+        let cases: [(Files, Option<f64>); 6] = [
             (&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/cpu.max", "150000 100000\n")], Some(1.5)),
             (&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/cpu.max", "max 100000\n")], None),
             (

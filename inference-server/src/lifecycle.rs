@@ -154,12 +154,11 @@ impl Running {
             let _ = self.http.await;
             let _ = self.grpc.await;
         };
-        match tokio::time::timeout(drain.timeout, finished).await {
-            Ok(()) => info!("all requests are answered"),
-            Err(_) => {
-                let (_, in_flight) = server.counters().requests();
-                warn!(in_flight, timeout = ?drain.timeout, "leaving with unfinished connections");
-            }
+        if tokio::time::timeout(drain.timeout, finished).await.is_ok() {
+            info!("all requests are answered");
+        } else {
+            let (_, in_flight) = server.counters().requests();
+            warn!(in_flight, timeout = ?drain.timeout, "leaving with unfinished connections");
         }
     }
 }

@@ -25,7 +25,12 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let Arguments { command: Command::Serve(arguments) } = Arguments::parse();
     let filter = EnvFilter::try_from_env("ORTOLAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let termination_message = arguments.termination_message.clone();
     match serve(*arguments, started) {
         Ok(End::Drained) => ExitCode::SUCCESS,

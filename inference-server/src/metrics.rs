@@ -130,7 +130,9 @@ mod tests {
     fn every_observation_is_in_one_shown_bucket_and_bounds_grow() {
         let mut histogram = Histogram::default();
         let observations = [1e-7, 1e-5, 1.7e-5, 0.001, 0.0499, 3.0, 1e9];
-        observations.iter().for_each(|seconds| histogram.record(*seconds));
+        for seconds in observations {
+            histogram.record(seconds);
+        }
         let shown = shown_buckets(&histogram);
         assert_eq!(shown.iter().map(|(_, count)| count).sum::<u64>(), observations.len() as u64);
         assert!(shown.windows(2).all(|pair| pair[0].0 < pair[1].0));

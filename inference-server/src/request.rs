@@ -62,7 +62,7 @@ impl<'m> Builder<'m> {
         if datatype != spec.datatype.as_str() {
             return Err(Error::invalid(format!("input '{name}' must be {}, not {datatype}", spec.datatype)));
         }
-        let shape = self.checked_shape(spec, shape)?;
+        let shape = checked_shape(spec, shape)?;
         let elements = element_count(&shape)
             .filter(|count| count.checked_mul(spec.datatype.element_size().unwrap_or(1)).is_some())
             .ok_or_else(|| {
@@ -116,38 +116,36 @@ impl<'m> Builder<'m> {
         let outputs = if self.outputs.is_empty() { (0..signature.outputs.len()).collect() } else { self.outputs };
         Ok(Request { inputs, outputs, rows, deadline })
     }
+}
 
-    fn checked_shape(&self, spec: &TensorSpec, shape: &[i64]) -> Result<Shape, Error> {
-        let expected = || display_shape(&spec.protocol_shape());
-        if shape.len() != spec.shape.len() {
-            return Err(Error::invalid(format!(
-                "input '{}' must have {} dimensions ({}), not {} ({})",
-                spec.name,
-                spec.shape.len(),
-                expected(),
-                shape.len(),
-                display_shape(shape),
-            )));
-        }
-        shape
-            .iter()
-            .zip(&spec.shape)
-            .map(|(size, dimension)| match (usize::try_from(*size), dimension) {
-                (Err(_), _) => Err(Error::invalid(format!(
-                    "input '{}' has a negative dimension: {}",
-                    spec.name,
-                    display_shape(shape)
-                ))),
-                (Ok(size), Dimension::Fixed(fixed)) if size != *fixed => Err(Error::invalid(format!(
-                    "input '{}' must have shape {}, not {}",
-                    spec.name,
-                    expected(),
-                    display_shape(shape)
-                ))),
-                (Ok(size), _) => Ok(size),
-            })
-            .collect()
+fn checked_shape(spec: &TensorSpec, shape: &[i64]) -> Result<Shape, Error> {
+    let expected = || display_shape(&spec.protocol_shape());
+    if shape.len() != spec.shape.len() {
+        return Err(Error::invalid(format!(
+            "input '{}' must have {} dimensions ({}), not {} ({})",
+            spec.name,
+            spec.shape.len(),
+            expected(),
+            shape.len(),
+            display_shape(shape),
+        )));
     }
+    shape
+        .iter()
+        .zip(&spec.shape)
+        .map(|(size, dimension)| match (usize::try_from(*size), dimension) {
+            (Err(_), _) => {
+                Err(Error::invalid(format!("input '{}' has a negative dimension: {}", spec.name, display_shape(shape))))
+            }
+            (Ok(size), Dimension::Fixed(fixed)) if size != *fixed => Err(Error::invalid(format!(
+                "input '{}' must have shape {}, not {}",
+                spec.name,
+                expected(),
+                display_shape(shape)
+            ))),
+            (Ok(size), _) => Ok(size),
+        })
+        .collect()
 }
 
 fn rows(signature: &Signature, inputs: &[Tensor], max_rows: usize) -> Result<usize, Error> {

@@ -182,7 +182,7 @@ async fn one_request_that_fails_or_panics_does_not_fail_the_others_of_its_batch(
 
 #[tokio::test]
 async fn a_configured_delay_lets_a_batch_fill() {
-    let held = Held::new(Limits { max_batch_rows: 2, max_delay: Duration::from_secs(60), ..LIMITS });
+    let held = Held::new(Limits { max_batch_rows: 2, max_delay: Duration::from_mins(1), ..LIMITS });
     held.permit();
     let first = held.send(&[1], None).await;
     let second = held.send(&[2], None).await;

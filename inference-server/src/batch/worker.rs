@@ -55,24 +55,24 @@ fn next(shared: &Shared) -> Option<Vec<Entry>> {
     }
 }
 
-fn answer(engine: &mut dyn Engine, mut batch: Vec<Entry>, shared: &Shared) {
+fn answer(engine: &mut dyn Engine, batch: Vec<Entry>, shared: &Shared) {
     let start = Instant::now();
     for entry in &batch {
         shared.counters.queue_wait.record(start - entry.entered);
     }
-    if batch.len() > 1 {
-        if let Some(answers) = together(engine, &batch) {
-            let total = batch.iter().map(|entry| entry.request.rows).sum();
-            shared.counters.record_batch(total, start.elapsed());
-            for (entry, answer) in batch.into_iter().zip(answers) {
-                // A client that left has no use for it.
-                let _ = entry.reply.send(Ok(answer));
-            }
-            return;
+    if batch.len() > 1
+        && let Some(answers) = together(engine, &batch)
+    {
+        let total = batch.iter().map(|entry| entry.request.rows).sum();
+        shared.counters.record_batch(total, start.elapsed());
+        for (entry, answer) in batch.into_iter().zip(answers) {
+            // A client that left has no use for it.
+            let _ = entry.reply.send(Ok(answer));
         }
-        // One request's values can fail a whole batch: alone, each gets its own answer or error.
+        return;
     }
-    for entry in batch.drain(..) {
+    // One request's values can fail a whole batch: alone, each gets its own answer or error.
+    for entry in batch {
         let start = Instant::now();
         let answer = guarded(engine, &entry.request.inputs, &entry.request.outputs);
         if answer.is_ok() {

@@ -136,27 +136,31 @@ pub fn load(path: &Path, threads: usize) -> Result<OnnxEngine, Failure> {
 mod tests {
     use super::*;
 
-    fn spec(shape: &[Option<&str>]) -> TensorSpec {
-        let dimension = |name: &Option<&str>| match name {
-            Some("4") => Dimension::Fixed(4),
-            Some("?") => Dimension::Dynamic(None),
-            Some(name) => Dimension::Dynamic(Some((*name).to_owned())),
-            None => Dimension::Fixed(1),
+    /// A digit stands for a fixed dimension, `?` for one without a name.
+    fn spec(shape: &str) -> TensorSpec {
+        let dimension = |name: &str| match name.parse() {
+            Ok(size) => Dimension::Fixed(size),
+            Err(_) if name == "?" => Dimension::Dynamic(None),
+            Err(_) => Dimension::Dynamic(Some(name.to_owned())),
         };
-        TensorSpec { name: "t".to_owned(), datatype: Datatype::Fp32, shape: shape.iter().map(dimension).collect() }
+        TensorSpec {
+            name: "t".to_owned(),
+            datatype: Datatype::Fp32,
+            shape: shape.split_whitespace().map(dimension).collect(),
+        }
     }
 
     #[test]
     fn a_batch_dimension_leads_every_tensor_and_inputs_agree_about_it() {
-        let cases: [(&[&[Option<&str>]], &[&[Option<&str>]], bool); 8] = [
-            (&[&[Some("n"), Some("4")]], &[&[Some("n"), Some("4")]], true),
-            (&[&[Some("?"), Some("4")]], &[&[Some("?")]], true),
-            (&[&[Some("unk__1")]], &[&[Some("unk__2")]], true),
-            (&[&[Some("n")], &[Some("n")]], &[&[Some("n")]], true),
-            (&[&[Some("n")], &[Some("m")]], &[&[Some("n")]], false),
-            (&[&[Some("4"), Some("4")]], &[&[Some("4")]], false),
-            (&[&[Some("n")]], &[&[]], false),
-            (&[], &[&[Some("n")]], false),
+        let cases: [(&[&str], &[&str], bool); 8] = [
+            (&["n 4"], &["n 4"], true),
+            (&["? 4"], &["?"], true),
+            (&["unk__1"], &["unk__2"], true),
+            (&["n", "n 3"], &["n"], true),
+            (&["n", "m"], &["n"], false),
+            (&["4 4"], &["4"], false),
+            (&["n"], &[""], false),
+            (&[], &["n"], false),
         ];
         for (inputs, outputs, expected) in cases {
             let signature = Signature {
@@ -169,6 +173,6 @@ mod tests {
 
     #[test]
     fn a_dimension_of_any_size_is_minus_one_in_the_protocol() {
-        assert_eq!(spec(&[Some("n"), Some("4")]).protocol_shape(), [-1, 4]);
+        assert_eq!(spec("n 4").protocol_shape(), [-1, 4]);
     }
 }

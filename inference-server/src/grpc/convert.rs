@@ -116,12 +116,12 @@ fn from_contents(slot: &Slot<'_>, contents: InferTensorContents) -> Result<Data,
         Datatype::Int16 => narrow(slot, &contents.int_contents, |value| i16::try_from(value).map(i16::to_le_bytes)),
         Datatype::Uint8 => narrow(slot, &contents.uint_contents, |value| u8::try_from(value).map(u8::to_le_bytes)),
         Datatype::Uint16 => narrow(slot, &contents.uint_contents, |value| u16::try_from(value).map(u16::to_le_bytes)),
-        Datatype::Int32 => Ok(flat(contents.int_contents)),
-        Datatype::Int64 => Ok(flat(contents.int64_contents)),
-        Datatype::Uint32 => Ok(flat(contents.uint_contents)),
-        Datatype::Uint64 => Ok(flat(contents.uint64_contents)),
-        Datatype::Fp32 => Ok(flat(contents.fp32_contents)),
-        Datatype::Fp64 => Ok(flat(contents.fp64_contents)),
+        Datatype::Int32 => Ok(flat(&contents.int_contents)),
+        Datatype::Int64 => Ok(flat(&contents.int64_contents)),
+        Datatype::Uint32 => Ok(flat(&contents.uint_contents)),
+        Datatype::Uint64 => Ok(flat(&contents.uint64_contents)),
+        Datatype::Fp32 => Ok(flat(&contents.fp32_contents)),
+        Datatype::Fp64 => Ok(flat(&contents.fp64_contents)),
         Datatype::Bytes | Datatype::Fp16 | Datatype::Bf16 => {
             contents.bytes_contents.iter().map(|bytes| string(slot, bytes)).collect::<Result<_, _>>().map(Data::Strings)
         }
@@ -143,8 +143,8 @@ fn field(datatype: Datatype) -> Option<&'static str> {
 }
 
 /// Elements that are as wide in the message as in the tensor.
-fn flat<T: bytemuck::NoUninit>(elements: Vec<T>) -> Data {
-    Data::Fixed(Bytes::copy_from_slice(bytemuck::cast_slice(&elements)))
+fn flat<T: bytemuck::NoUninit>(elements: &[T]) -> Data {
+    Data::Fixed(Bytes::copy_from_slice(bytemuck::cast_slice(elements)))
 }
 
 /// Elements that are wider in the message than in the tensor.

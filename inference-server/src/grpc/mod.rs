@@ -165,8 +165,8 @@ mod tests {
     #[test]
     fn a_call_s_timeout_is_read_in_every_unit_and_ignored_when_it_is_none() {
         let cases = [
-            ("2H", Some(Duration::from_secs(7200))),
-            ("3M", Some(Duration::from_secs(180))),
+            ("2H", Some(Duration::from_hours(2))),
+            ("3M", Some(Duration::from_mins(3))),
             ("4S", Some(Duration::from_secs(4))),
             ("250m", Some(Duration::from_millis(250))),
             ("99999999u", Some(Duration::from_micros(99_999_999))),

@@ -58,7 +58,9 @@ pub(super) fn write<'m>(
         return Ok((super::content("application/json"), body).into_response());
     }
     let length = [(HeaderName::from_static(oip::HEADER_LENGTH), body.len().to_string())];
-    tail.iter().for_each(|bytes| body.extend_from_slice(bytes));
+    for bytes in tail {
+        body.extend_from_slice(&bytes);
+    }
     Ok((super::content("application/octet-stream"), length, body).into_response())
 }
 

@@ -71,7 +71,7 @@ struct Level<'r, 's, T: Element> {
     depth: usize,
 }
 
-impl<'s, T: Element> Level<'_, 's, T> {
+impl<T: Element> Level<'_, '_, T> {
     fn element<E: serde::de::Error>(self, element: Option<T>, text: impl fmt::Display) -> Result<(), E> {
         let reader = self.reader;
         let rank = reader.slot.shape.len();

@@ -52,8 +52,8 @@ async fn infer(
     arrival.body_received();
     let parsed = match header_length {
         Some(0) => raw(model, body)?,
-        Some(length) => parse(model, body.clone(), &body, length)?,
-        None => parse(model, body.clone(), &body, body.len())?,
+        Some(length) => parse(model, &body, length)?,
+        None => parse(model, &body, body.len())?,
     };
     let deadline = wire::deadline(arrival.since(), [timeout, parsed.timeout]);
     let request = parsed.builder.build(deadline)?;
@@ -71,13 +71,15 @@ struct Parsed<'m> {
     form: Form,
 }
 
-/// JSON of `length` bytes, and whatever binary tensors follow it. `text` and `body` are the same bytes.
-fn parse<'m>(model: &'m Model, body: Bytes, text: &[u8], length: usize) -> Result<Parsed<'m>, Error> {
-    let json = text.get(..length).ok_or_else(|| {
-        Error::invalid(format!("{} is {length}, but the body has only {} bytes", oip::HEADER_LENGTH, text.len()))
+/// JSON of `length` bytes, and whatever binary tensors follow it.
+fn parse<'m>(model: &'m Model, body: &Bytes, length: usize) -> Result<Parsed<'m>, Error> {
+    let json = body.get(..length).ok_or_else(|| {
+        Error::invalid(format!("{} is {length}, but the body has only {} bytes", oip::HEADER_LENGTH, body.len()))
     })?;
-    if json.is_empty() {
-        return Err(Error::invalid("the body is empty; expected a JSON object with inputs"));
+    match json.trim_ascii_start().first() {
+        Some(b'{') => {}
+        Some(_) => return Err(Error::invalid("the body is not a JSON object; expected one with inputs")),
+        None => return Err(Error::invalid("the body is empty; expected a JSON object with inputs")),
     }
     let request: InferRequest<'_> = serde_json::from_slice(json)
         .map_err(|error| Error::invalid(format!("the body is not a valid inference request: {error}")))?;

@@ -11,8 +11,8 @@ mod infer;
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
-use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderValue, StatusCode, Version};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, Version};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -42,20 +42,15 @@ pub fn app(server: Arc<Server>) -> Router {
         .route("/v2/models/{model}/infer", post(infer::model))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer::version))
         .fallback(unknown_route)
-        .layer(middleware::from_fn_with_state(Arc::clone(&server), finish))
+        .method_not_allowed_fallback(wrong_verb)
+        .layer(middleware::from_fn_with_state(Arc::clone(&server), say_goodbye))
         .with_state(server)
 }
 
-/// What every answer gets: a JSON body where axum itself refused, and a hint to leave while the server drains.
-async fn finish(State(server): Shared, request: Request, next: Next) -> Response {
+/// Asks clients to leave while the server drains. HTTP/2 has its own way to say it.
+async fn say_goodbye(State(server): Shared, request: Request, next: Next) -> Response {
     let version = request.version();
     let mut response = next.run(request).await;
-    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
-        let allowed = response.headers().get(ALLOW).cloned().unwrap_or_else(|| HeaderValue::from_static("GET"));
-        let verbs = String::from_utf8_lossy(allowed.as_bytes()).into_owned();
-        response = Error::new(ErrorKind::MethodNotAllowed, format!("this route takes {verbs}")).into_response();
-        response.headers_mut().insert(ALLOW, allowed);
-    }
     if server.is_draining() && version <= Version::HTTP_11 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -124,11 +119,17 @@ async fn unknown_route() -> Error {
     Error::new(ErrorKind::NotFound, "there is nothing at this path; the Open Inference Protocol begins at /v2")
 }
 
+/// The header Allow is set by the router.
+async fn wrong_verb(uri: Uri) -> Error {
+    let verbs = if uri.path().ends_with("/infer") { "POST" } else { "GET,HEAD" };
+    Error::new(ErrorKind::MethodNotAllowed, format!("this route takes {verbs}"))
+}
+
 fn status(is_good: bool) -> StatusCode {
     if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// An answer of that content type.
-fn content(kind: &'static str) -> [(axum::http::HeaderName, HeaderValue); 1] {
+fn content(kind: &'static str) -> [(HeaderName, HeaderValue); 1] {
     [(CONTENT_TYPE, HeaderValue::from_static(kind))]
 }

@@ -1,0 +1,12 @@
+//! The server from the outside: real models on the real runtime, through the real routers, sources and process.
+
+// Helpers fail by panicking, as the tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+mod grpc;
+mod load;
+mod process;
+mod rest;
+mod sources;
+mod wrong;
