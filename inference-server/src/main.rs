@@ -1,9 +1,9 @@
-//! `ortolan-server`: reads the command line, starts the log and the runtime, and turns the end into an exit code.
+//! `ortolan-server`: reads the command line, starts the log and the runtime, and turns the end into an exit
+//! code.
 
 use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
@@ -19,26 +19,27 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// What a shell reports for a program that was interrupted.
-const INTERRUPTED: u8 = 130;
+const INTERRUPTED: i32 = 130;
 
-fn main() -> ExitCode {
+fn main() {
     let started = Instant::now();
     let Arguments { command: Command::Serve(arguments) } = Arguments::parse();
     let filter = EnvFilter::try_from_env("ORTOLAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let writer = std::io::stderr;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
+        .with_ansi(writer().is_terminal())
+        .with_writer(writer)
         .init();
     let termination_message = arguments.termination_message.clone();
     match serve(*arguments, started) {
-        Ok(End::Drained) => ExitCode::SUCCESS,
-        Ok(End::Forced) => ExitCode::from(INTERRUPTED),
+        Ok(End::Drained) => leave(0),
+        Ok(End::Forced) => leave(INTERRUPTED),
         Err(failure) => {
             error!(reason = failure.reason.as_str(), "{}", failure.message);
             leave_behind(&failure, &termination_message);
-            ExitCode::FAILURE
+            leave(1)
         }
     }
 }
@@ -57,6 +58,14 @@ fn serve(arguments: ServeArguments, started: Instant) -> Result<End, Failure> {
     // A model that is still being loaded is not waited for.
     runtime.shutdown_background();
     end
+}
+
+/// Ends the process without the exit handlers of its libraries: a thread may still be inside ONNX Runtime (loading its
+/// library, a model, or running a batch that was not waited for), and would crash when the library's globals go away.
+#[allow(unsafe_code)] // there is no safe function for it
+fn leave(code: i32) -> ! {
+    // SAFETY: `_exit` takes any number and touches no memory of ours. Nothing is left to be flushed: the log is not buffered.
+    unsafe { libc::_exit(code) }
 }
 
 /// Writes the failure where Kubernetes reads a container's last words. Only into a file that is there: outside
