@@ -20,6 +20,8 @@ use tracing::{debug, warn};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Room for large tensors: the default of 64 KiB makes a client wait for permission after every piece.
 const WINDOW: u32 = 4 << 20;
+/// What came just before a port closed has this long to be read: an idle connection is closed without another look.
+const LINGER: Duration = Duration::from_millis(100);
 /// Finds connections whose other end vanished.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -74,6 +76,7 @@ pub async fn serve(
         start(stream, peer);
     }
     drop(listener);
+    tokio::time::sleep(LINGER).await;
     graceful.shutdown().await;
 }
 

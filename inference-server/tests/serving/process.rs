@@ -246,6 +246,27 @@ async fn a_request_that_was_begun_before_the_ports_closed_is_finished() {
 }
 
 #[tokio::test]
+async fn requests_that_came_just_before_the_ports_closed_are_answered() {
+    let mut program = Program::start(&add_model(), &["--drain-delay", "0s"]).ready().await;
+    let request =
+        format!("POST /v2/models/add/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{}", body().len(), body());
+    let begin = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", program.http)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    };
+    let streams: Vec<TcpStream> = (0..50).map(|_| begin()).collect();
+    program.signal(Signal::TERM);
+    for mut stream in streams {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert_eq!(program.exit().await.code(), Some(0), "{}", program.said);
+}
+
+#[tokio::test]
 async fn told_to_stop_twice_it_leaves_at_once() {
     let mut program = Program::start(&add_model(), &["--drain-delay", "10m"]).ready().await;
     program.signal(Signal::TERM);
