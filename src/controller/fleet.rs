@@ -3,7 +3,7 @@
 //! All of it can be lost: a new operator begins with the number of servers that `status` tells and looks again.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -21,6 +21,9 @@ use crate::{
 /// A server whose last numbers are older than this, in seconds, is silent.
 const STALE: f64 = 3.0;
 
+/// Numbers in `status` are about this many seconds.
+const NUMBERS_WINDOW: f64 = 10.0;
+
 /// All models, by the UID of their object.
 #[derive(Clone, Default)]
 pub struct Fleet {
@@ -35,7 +38,8 @@ struct ModelMemory {
     brain: Option<Memory>,
     /// The last decision that told something new.
     decision: Option<Decision>,
-    numbers: Option<Numbers>,
+    /// When each of the last looks was, and what was answered since the one before.
+    recent: VecDeque<(f64, Histogram)>,
     written: Option<(Numbers, f64)>,
 }
 
@@ -81,7 +85,7 @@ impl Fleet {
         let alive: HashSet<_> = look.pods.iter().filter_map(|pod| pod.uid()).collect();
         memory.pods.retain(|uid, _| alive.contains(uid));
         let observation = memory.observation(&look, now);
-        memory.numbers = numbers(&observation).or(memory.numbers);
+        memory.remember(&observation, now);
         let mut due = memory.numbers_due(now);
         if let ScalingGoal::Latency { min, max, quantile, target } = model.scaling {
             let config = scale::Config { min, max, quantile, target };
@@ -110,7 +114,7 @@ impl Fleet {
         View {
             desired,
             decision: memory.decision.clone(),
-            numbers: memory.numbers.filter(|_| memory.numbers_due(now)),
+            numbers: memory.numbers().filter(|_| memory.numbers_due(now)),
             digests: memory
                 .pods
                 .iter()
@@ -172,17 +176,28 @@ impl ModelMemory {
         observation
     }
 
+    fn remember(&mut self, observation: &Observation, now: f64) {
+        if !observation.pods.is_empty() {
+            let mut latency = Histogram::default();
+            observation.pods.iter().for_each(|pod| latency.merge(&pod.latency));
+            self.recent.push_back((now, latency));
+        }
+        while self.recent.front().is_some_and(|(at, _)| now - at >= NUMBERS_WINDOW) {
+            self.recent.pop_front();
+        }
+    }
+
+    /// The numbers of all servers together over the last looks; `None` while none tells any.
+    fn numbers(&self) -> Option<Numbers> {
+        let mut latency = Histogram::default();
+        self.recent.iter().for_each(|(_, looked)| latency.merge(looked));
+        // Looks are a second apart; the first one covers a second as well.
+        (!self.recent.is_empty()).then(|| Numbers::of(&latency, self.recent.len() as f64))
+    }
+
     fn numbers_due(&self, now: f64) -> bool {
         let written = self.written.as_ref();
         let ago = written.map_or(f64::INFINITY, |(_, at)| now - at);
-        self.numbers.is_some_and(|numbers| numbers.worth_writing(written.map(|(numbers, _)| numbers), ago))
+        self.numbers().is_some_and(|numbers| numbers.worth_writing(written.map(|(numbers, _)| numbers), ago))
     }
-}
-
-/// The numbers of all servers together; `None` while none tells any.
-fn numbers(observation: &Observation) -> Option<Numbers> {
-    let seconds = observation.pods.iter().map(|pod| pod.seconds).reduce(f64::max)?;
-    let mut latency = Histogram::default();
-    observation.pods.iter().for_each(|pod| latency.merge(&pod.latency));
-    Some(Numbers::of(&latency, seconds))
 }

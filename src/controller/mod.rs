@@ -41,6 +41,8 @@ const CONCURRENCY: u16 = 16;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// An object is looked at again after this, whatever the watches said.
 const RESYNC: Duration = Duration::from_mins(5);
+/// While pods start.
+const LOOK_AGAIN: Duration = Duration::from_secs(4);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -55,6 +57,7 @@ pub struct Settings {
 
 /// What reconciles share.
 pub struct Context {
+    client: Client,
     settings: Settings,
     stores: Stores,
     writer: Writer,
@@ -85,6 +88,7 @@ pub async fn run(
     let (budgets, budget_changes) = stores::watch(&client);
     let (pods, pod_changes) = stores::watch(&client);
     let context = Arc::new(Context {
+        client: client.clone(),
         writer: Writer::new(client.clone(), settings.instance.clone(), metrics.clone()),
         stores: Stores { revisions, deployments, services, budgets, pods },
         settings,

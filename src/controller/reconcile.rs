@@ -12,14 +12,17 @@ use k8s_openapi::{
 };
 use kube::runtime::controller::Action;
 
-use super::{Context, RESYNC, RETRY, fleet::View};
+use super::{Context, LOOK_AGAIN, RESYNC, RETRY, fleet::View};
 use crate::{
     api::{
         ModelDeployment, ModelDeploymentStatus,
         validated::{DesiredModel, InvalidSpec},
     },
     cluster::writer::{Outcome, WriteError},
-    observe::seen::{self, Seen},
+    observe::{
+        seen::{self, Seen},
+        stuck,
+    },
     render::{self, Snapshot},
     rollout::{self, Count},
     status::{
@@ -67,7 +70,7 @@ pub async fn reconcile(object: &ModelDeployment, context: &Context) -> Result<Ac
         Ok(model) => model,
         Err(problem) => return report_invalid(object, context, &problem).await,
     };
-    let observed = observe(&model, object, context);
+    let observed = observe(&model, object, context).await;
     let decided = decide(&model, object, &observed, context);
     let children = render(&model, &decided)?;
     let applied = apply(&model, &observed, &decided, children, context).await;
@@ -81,8 +84,9 @@ struct Observed {
     facts: BTreeMap<String, RevisionFacts>,
 }
 
-fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Context) -> Observed {
+async fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Context) -> Observed {
     let seen = Seen::of(model, &context.stores);
+    let stuck = stuck::reasons(&context.client, seen.pods.iter().map(AsRef::as_ref)).await;
     let view = context.fleet.view(model, previous_desired(object), context.clock());
     let facts = seen.deployments.iter().map(|(revision, deployment)| {
         let pods: Vec<_> = seen.pods_of(revision).map(AsRef::as_ref).collect();
@@ -91,7 +95,7 @@ fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Context) ->
             replicas: count(pods.len()),
             ready: count(pods.iter().filter(|pod| seen::is_ready(pod)).count()),
             digest,
-            problem: problems::root_cause(Some(deployment), &pods),
+            problem: problems::root_cause(Some(deployment), &pods, &stuck),
         };
         (revision.clone(), facts)
     });
@@ -281,6 +285,7 @@ async fn report(
     }
     match applied.error {
         Some(error) => Err(error.into()),
+        None if stuck::are_starting(seen.pods.iter().map(AsRef::as_ref)) => Ok(Action::requeue(LOOK_AGAIN)),
         None => Ok(Action::requeue(RESYNC)),
     }
 }

@@ -3,4 +3,5 @@
 pub mod scrape;
 pub mod seen;
 pub mod stores;
+pub mod stuck;
 pub mod window;
