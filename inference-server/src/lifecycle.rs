@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, Drain};
 use crate::fetch::{self, Retries, Wanted};
-use crate::listen::{self, Speaks};
+use crate::listen::{self, Connections, Speaks};
 use crate::serving::{Model, Server};
 use crate::{engine, grpc, http, load, ops};
 
@@ -120,15 +120,12 @@ impl Ports {
 
     fn serve(self, apps: Apps, config: &Config) -> Running {
         let (stop, stopped) = watch::channel(false);
-        let start = |listener, app, speaks, mut stopped: watch::Receiver<bool>| {
-            let connections = listen::connections(speaks, config.requests.head_timeout);
-            tokio::spawn(listen::serve(listener, app, connections, async move {
-                // An error means that nobody can say stop any more, which says it, too.
-                let _ = stopped.wait_for(|stopped| *stopped).await;
-            }))
+        let start = |listener, app, speaks, stopped| {
+            let connections = Connections::new(speaks, config.requests.head_timeout);
+            tokio::spawn(listen::serve(listener, app, connections, stopped))
         };
         let http = start(self.http, apps.http, Speaks::Http, stopped.clone());
-        let grpc = start(self.grpc, apps.grpc, Speaks::Http2, stopped.clone());
+        let grpc = start(self.grpc, apps.grpc, Speaks::Http2, stopped);
         // The operations port answers to the very end.
         let (ops_stop, ops_stopped) = watch::channel(false);
         start(self.ops, apps.ops, Speaks::Http, ops_stopped);

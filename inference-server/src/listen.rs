@@ -1,19 +1,20 @@
 //! Accepts connections and serves them, for all three ports alike, until told to stop; then lets them finish.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
+use axum::{BoxError, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use ortolan_protocol::failure::{Failure, FailureReason};
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 /// How long to wait when no connection can be accepted, for want of file descriptors mostly.
@@ -49,16 +50,44 @@ pub async fn bind(address: IpAddr, port: u16, what: &str) -> Result<TcpListener,
     })
 }
 
-/// Serves connections until `stop` is ready, takes those that wait already, and ends when all have finished.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    connections: Arc<Builder<TokioExecutor>>,
-    stop: impl Future<Output = ()>,
-) {
+/// How the connections of a port are served.
+#[derive(Clone)]
+pub struct Connections {
+    builder: Builder<TokioExecutor>,
+    /// How long a connection may stay silent at its beginning, and how long the head of a request may take.
+    head_timeout: Duration,
+}
+
+impl Connections {
+    /// The settings for a port that speaks so.
+    pub fn new(speaks: Speaks, head_timeout: Duration) -> Self {
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .keep_alive_interval(KEEP_ALIVE);
+        let builder = if speaks == Speaks::Http2 { builder.http2_only() } else { builder };
+        Self { builder, head_timeout }
+    }
+}
+
+/// Serves connections until `stop` holds true (or nobody holds it any more), takes those that wait already, and ends when
+/// all have finished.
+pub async fn serve(listener: TcpListener, router: Router, connections: Connections, stop: watch::Receiver<bool>) {
     let graceful = GracefulShutdown::new();
-    let start = |stream, peer| spawn(stream, peer, router.clone(), &connections, &graceful);
-    let mut stop = std::pin::pin!(stop);
+    let connections = Arc::new(connections);
+    let start = |stream, peer| {
+        let served = serve_one(stream, router.clone(), Arc::clone(&connections), (graceful.watcher(), stop.clone()));
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                debug!(%peer, %error, "a connection ended early");
+            }
+        });
+    };
+    let mut stopped = std::pin::pin!(stopped(stop.clone()));
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -68,7 +97,7 @@ pub async fn serve(
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            () = &mut stop => break,
+            () = &mut stopped => break,
         }
     }
     // The kernel has accepted these; closing the port would reset them.
@@ -80,17 +109,9 @@ pub async fn serve(
     graceful.shutdown().await;
 }
 
-/// The settings of a port's connections.
-pub fn connections(speaks: Speaks, head_timeout: Duration) -> Arc<Builder<TokioExecutor>> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .keep_alive_interval(KEEP_ALIVE);
-    Arc::new(if speaks == Speaks::Http2 { builder.http2_only() } else { builder })
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // An error means that nobody can say stop any more, which says it, too.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn waiting(listener: &TcpListener, context: &mut Context<'_>) -> Option<(TcpStream, SocketAddr)> {
@@ -100,21 +121,22 @@ fn waiting(listener: &TcpListener, context: &mut Context<'_>) -> Option<(TcpStre
     }
 }
 
-fn spawn(
+async fn serve_one(
     stream: TcpStream,
-    peer: SocketAddr,
     router: Router,
-    connections: &Builder<TokioExecutor>,
-    graceful: &GracefulShutdown,
-) {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%peer, %error, "small answers may be delayed");
+    connections: Arc<Connections>,
+    (watcher, stop): (Watcher, watch::Receiver<bool>),
+) -> Result<(), BoxError> {
+    stream.set_nodelay(true)?;
+    // The timeouts of HTTP begin with the first byte, or behind it.
+    let mut first = [0];
+    tokio::select! {
+        spoken = tokio::time::timeout(connections.head_timeout, stream.peek(&mut first)) => { spoken??; }
+        () = async {
+            stopped(stop).await;
+            tokio::time::sleep(LINGER).await;
+        } => return Ok(()),
     }
-    let connection = connections.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
-    let connection = graceful.watch(connection);
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            debug!(%peer, %error, "a connection ended early");
-        }
-    });
+    let connection = connections.builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    watcher.watch(connection.into_owned()).await
 }

@@ -18,13 +18,15 @@ use tracing_subscriber::EnvFilter;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
+/// The certificate check reports its failures to us; it need not log them, too.
+const DEFAULT_LOG: &str = "info,rustls_platform_verifier=off";
 /// What a shell reports for a program that was interrupted.
 const INTERRUPTED: i32 = 130;
 
 fn main() {
     let started = Instant::now();
     let Arguments { command: Command::Serve(arguments) } = Arguments::parse();
-    let filter = EnvFilter::try_from_env("ORTOLAN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("ORTOLAN_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     let writer = std::io::stderr;
     tracing_subscriber::fmt()
         .with_env_filter(filter)

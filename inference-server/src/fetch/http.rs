@@ -219,7 +219,12 @@ fn unreachable(host: &str, error: &reqwest::Error) -> Failure {
         _ if error.is_timeout() => "it timed out".to_owned(),
         Some(io::ErrorKind::ConnectionRefused) => "connection refused".to_owned(),
         Some(io::ErrorKind::ConnectionReset) => "connection reset".to_owned(),
-        _ => root_cause(error),
+        _ => match root_cause(error) {
+            cause if cause.starts_with("invalid peer certificate") => {
+                format!("its TLS certificate is not trusted ({cause}); SSL_CERT_FILE can name the authorities that are")
+            }
+            cause => cause,
+        },
     };
     let reason = if refused { FailureReason::SourceInvalid } else { FailureReason::SourceUnreachable };
     failure(reason, &format!("{host} cannot be read: {cause}"))

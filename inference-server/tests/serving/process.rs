@@ -267,6 +267,24 @@ async fn requests_that_came_just_before_the_ports_closed_are_answered() {
 }
 
 #[tokio::test]
+async fn clients_that_say_nothing_or_speak_too_slowly_are_sent_away() {
+    let program = Program::start(&add_model(), &["--request-head-timeout", "50ms"]).ready().await;
+    for (port, words) in [
+        (program.http, ""),
+        (program.grpc, ""),
+        (program.ops, ""),
+        (program.http, "POST /v2/models/add/infer HTTP/1.1\r\nhos"),
+    ] {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(words.as_bytes()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(!answer.contains("200"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn told_to_stop_twice_it_leaves_at_once() {
     let mut program = Program::start(&add_model(), &["--drain-delay", "10m"]).ready().await;
     program.signal(Signal::TERM);
