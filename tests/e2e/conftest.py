@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from harness.kube import Namespace, kubectl
+from harness.kube import KubectlError, Namespace, kubectl
 from harness.models import ModelStore
 
 DIGITS = pathlib.Path(__file__).resolve().parents[2] / "examples" / "digits"
@@ -29,7 +29,10 @@ def namespace(request):
         print(made.kubectl("get", "all,modeldeployments", "--output", "wide"))
         print(made.kubectl("describe", "modeldeployments"))
         print(made.kubectl("get", "events", "--sort-by", ".lastTimestamp"))
-        print(kubectl("--namespace", "ortolan-system", "logs", "deployment/ortolan", "--tail", "60"))
+        try:
+            print(kubectl("--namespace", "ortolan-system", "logs", "deployment/ortolan", "--tail", "60"))
+        except KubectlError as error:
+            print(f"the operator's log cannot be read: {error}")
     kubectl("delete", "namespace", name, "--wait=false")
 
 
