@@ -93,13 +93,14 @@ impl Run {
         let shutdown = Box::pin(stopped(stop.subscribe()));
         let controller = controller::run(client, settings, (metrics, health), shutdown);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "the operator runs");
+        let stopping = stop.subscribe();
         let signal = tokio::spawn(async move {
             let result = terminated().await;
             stop.send_replace(true);
             result
         });
         controller.await?;
-        anyhow::ensure!(signal.is_finished(), "the watch of ModelDeployments ended by itself");
+        anyhow::ensure!(*stopping.borrow(), "the watch of ModelDeployments ended by itself");
         signal.await?.context("cannot listen for signals")?;
         operations.await?.context("the operations port failed")?;
         tracing::info!("the operator has stopped");

@@ -6,7 +6,7 @@ mod reconcile;
 
 use std::{
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,8 +16,14 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt,
     core::DeserializeGuard,
-    runtime::{Config, Controller, controller::Action, reflector::ObjectRef, watcher},
+    runtime::{
+        Config, Controller,
+        controller::{Action, Error as ControllerError},
+        reflector::ObjectRef,
+        watcher,
+    },
 };
+use tokio::sync::Semaphore;
 
 use crate::{
     api::{ModelDeployment, names},
@@ -46,6 +52,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(4);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// The longest that reconciles under way are waited for at the end.
+const LAST_RECONCILES: Duration = Duration::from_secs(10);
+
 /// What a user of the operator sets.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -64,6 +73,8 @@ pub struct Context {
     fleet: Fleet,
     metrics: Metrics,
     health: Health,
+    /// A permit for each reconcile that is under way.
+    under_way: Semaphore,
     started: Instant,
 }
 
@@ -95,6 +106,7 @@ pub async fn run(
         fleet: Fleet::default(),
         metrics,
         health,
+        under_way: Semaphore::new(usize::from(CONCURRENCY)),
         started: Instant::now(),
     });
     let (wake, woken) = mpsc::unbounded();
@@ -105,10 +117,15 @@ pub async fn run(
         .owns_stream(service_changes)
         .owns_stream(budget_changes)
         .watches_stream(pod_changes, |pod: Pod| model_of(&pod))
-        .reconcile_on(woken)
-        .graceful_shutdown_on(shutdown);
+        .reconcile_on(woken);
     let models = controller.store();
-    let reconciles = controller.run(step, on_error, context.clone()).for_each(|_| async {});
+    // kube's own graceful shutdown never ends when a cache was not filled yet, so the end is arranged here.
+    let mut reconciles = pin!(controller.run(step, on_error, context.clone()).for_each(|result| async {
+        // A failed reconcile was logged by on_error; an object that is gone is no error.
+        if let Err(ControllerError::QueueError(error)) = result {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a watch failed and is begun anew");
+        }
+    }));
     let looks = async {
         // Decisions on half-filled caches would be about servers that are only not seen yet.
         if models.wait_until_ready().await.is_ok() && context.stores.filled().await.is_ok() {
@@ -118,9 +135,13 @@ pub async fn run(
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        () = reconciles => {}
+        () = &mut reconciles => {}
         () = looks => {}
+        () = shutdown => {}
     }
+    // Reconciles under way go on while `reconciles` is kept, and may end; whatever does not is taken up by the next
+    // operator, as after a crash.
+    let _ = tokio::time::timeout(LAST_RECONCILES, context.under_way.acquire_many(u32::from(CONCURRENCY))).await;
     Ok(())
 }
 
@@ -131,6 +152,8 @@ fn model_of(pod: &Pod) -> Option<ObjectRef<Guarded>> {
 
 /// One reconcile, with its limits, its log and its metrics around it.
 async fn step(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    // Never closed: an error cannot come.
+    let _permit = context.under_way.acquire().await;
     let started = Instant::now();
     let result = match &object.0 {
         Err(invalid) => Err(ReconcileError::Unreadable(invalid.error.clone())),
