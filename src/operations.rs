@@ -18,7 +18,7 @@ use axum::{
 
 use crate::metrics::Metrics;
 
-/// Looks at the servers come once a second; without one for this long, the process hangs.
+/// Looks at the servers come once a second; without one for this long, also at the start, the process hangs.
 const HANGS_AFTER: Duration = Duration::from_mins(1);
 
 /// Whether the operator does its work.
@@ -52,10 +52,10 @@ impl Health {
         self.ready.load(Ordering::Relaxed)
     }
 
-    /// Alive: still starting, or looked at the servers lately.
+    /// Alive: looked at the servers lately, or started lately.
     fn is_alive(&self) -> bool {
         let since = self.started.elapsed().as_secs().saturating_sub(self.last_beat.load(Ordering::Relaxed));
-        !self.is_ready() || since < HANGS_AFTER.as_secs()
+        since < HANGS_AFTER.as_secs()
     }
 }
 
