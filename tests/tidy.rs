@@ -29,7 +29,7 @@ fn root() -> PathBuf {
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     entries
-        .map(|entry| entry.unwrap().path())
+        .filter_map(|entry| Some(entry.ok()?.path()))
         .flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] })
         .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
         .collect()

@@ -114,6 +114,15 @@ pub enum Format {
     Onnx,
 }
 
+impl Format {
+    /// The name, as the inference server takes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Onnx => "onnx",
+        }
+    }
+}
+
 /// How one inference server runs.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]

@@ -3,7 +3,7 @@
 //!
 //! Read only for pods that have been waiting for some seconds, so a healthy cluster pays nothing.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{Event, Pod},
@@ -31,9 +31,9 @@ pub fn are_starting<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> bool {
 
 /// The kubelet's words for each pod that is stuck, by the pod's UID. A list that fails is no words: the pod's own status
 /// still tells that it is not ready.
-pub async fn reasons<'a>(client: &Client, pods: impl IntoIterator<Item = &'a Pod>) -> HashMap<String, String> {
+pub async fn reasons<'a>(client: &Client, pods: impl IntoIterator<Item = &'a Pod>) -> BTreeMap<String, String> {
     let now = Timestamp::now();
-    let mut reasons = HashMap::new();
+    let mut reasons = BTreeMap::new();
     for pod in pods.into_iter().filter(|pod| is_stuck(pod, now)) {
         let (Some(namespace), Some(uid)) = (pod.namespace(), pod.uid()) else { continue };
         let about = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning")).limit(20);

@@ -161,6 +161,7 @@ fn arguments(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: 
     let mut arguments = vec![
         "serve".to_owned(),
         format!("--model={uri}"),
+        format!("--format={}", snapshot.spec.model.format.as_str()),
         format!("--name={}", model.name),
         format!("--revision={revision}"),
         format!("--max-batch-size={}", server.batching.max_size),

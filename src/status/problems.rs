@@ -2,7 +2,7 @@
 //!
 //! Pure: reads a Pod (or a Deployment's conditions) and says one [`Problem`] in words that tell what to do.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -38,7 +38,7 @@ pub enum Stage {
 
 /// The most telling problem of a revision: what a server itself said comes before what the kubelet says about it, and
 /// that before what the Deployment says.
-pub fn root_cause(deployment: Option<&Deployment>, pods: &[&Pod], stuck: &HashMap<String, String>) -> Option<Problem> {
+pub fn root_cause(deployment: Option<&Deployment>, pods: &[&Pod], stuck: &BTreeMap<String, String>) -> Option<Problem> {
     pods.iter()
         .filter_map(|pod| of_pod(pod).or_else(|| of_stuck(pod, stuck)))
         .min_by_key(|problem| (problem.stage, !problem.permanent))
@@ -46,7 +46,7 @@ pub fn root_cause(deployment: Option<&Deployment>, pods: &[&Pod], stuck: &HashMa
 }
 
 /// `stuck`: the kubelet's words about pods whose container it cannot create, by the pod's UID.
-fn of_stuck(pod: &Pod, stuck: &HashMap<String, String>) -> Option<Problem> {
+fn of_stuck(pod: &Pod, stuck: &BTreeMap<String, String>) -> Option<Problem> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let why = stuck.get(pod.metadata.uid.as_ref()?)?;
     Some(workload(reason::CONTAINER_NOT_CREATED, format!("pod {name}: {why}"), false))
@@ -162,7 +162,7 @@ mod tests {
     }
 
     fn problem(pod: &Pod) -> Problem {
-        root_cause(None, &[pod], &HashMap::new()).unwrap()
+        root_cause(None, &[pod], &BTreeMap::new()).unwrap()
     }
 
     #[test]
@@ -225,17 +225,17 @@ mod tests {
         let said = r#"{"reason":"DigestMismatch","message":"other bytes"}"#;
         let told = container(&json!({"terminated": {"exitCode": 1, "message": said}}), &json!({}));
         let waits = container(&json!({"waiting": {"reason": "ErrImagePull"}}), &json!({}));
-        assert_eq!(root_cause(None, &[&waits, &told], &HashMap::new()).unwrap().reason, "DigestMismatch");
+        assert_eq!(root_cause(None, &[&waits, &told], &BTreeMap::new()).unwrap().reason, "DigestMismatch");
     }
 
     #[test]
     fn a_pod_that_starts_or_serves_has_no_problem() {
         let running = container(&json!({"running": {}}), &json!({}));
-        assert_eq!(root_cause(None, &[&running], &HashMap::new()), None);
+        assert_eq!(root_cause(None, &[&running], &BTreeMap::new()), None);
         let mut creating = container(&json!({"waiting": {"reason": "ContainerCreating"}}), &json!({}));
         creating.metadata.uid = Some("1".to_owned());
-        assert_eq!(root_cause(None, &[&creating], &HashMap::new()), None);
-        let stuck = HashMap::from([("1".to_owned(), "configmap \"m\" not found".to_owned())]);
+        assert_eq!(root_cause(None, &[&creating], &BTreeMap::new()), None);
+        let stuck = BTreeMap::from([("1".to_owned(), "configmap \"m\" not found".to_owned())]);
         let found = root_cause(None, &[&creating], &stuck).unwrap();
         assert_eq!(found.reason, "ContainerNotCreated");
         assert_eq!(found.message, "pod digits-x: configmap \"m\" not found");
@@ -249,9 +249,9 @@ mod tests {
             ]}}))
             .unwrap()
         };
-        let refused = root_cause(Some(&deployment("ReplicaFailure", "True")), &[], &HashMap::new()).unwrap();
+        let refused = root_cause(Some(&deployment("ReplicaFailure", "True")), &[], &BTreeMap::new()).unwrap();
         assert_eq!((refused.reason.as_str(), refused.permanent), ("PodsRefused", false));
-        let late = root_cause(Some(&deployment("Progressing", "False")), &[], &HashMap::new()).unwrap();
+        let late = root_cause(Some(&deployment("Progressing", "False")), &[], &BTreeMap::new()).unwrap();
         assert_eq!((late.reason.as_str(), late.permanent), ("ProgressDeadlineExceeded", true));
     }
 }

@@ -1,10 +1,11 @@
 """Bad input: each has its condition, its reason and a sentence that helps."""
 
 import hashlib
+import json
 
 import pytest
 
-from harness.kube import KubectlError, manifest, wait_for
+from harness.kube import KubectlError, kubectl, manifest, wait_for
 
 WRONG = "0" * 64
 
@@ -84,9 +85,6 @@ def test_every_bad_input_says_what_is_wrong_and_harms_nobody(namespace, store, d
     ],
 )
 def test_a_manifest_is_refused_by_the_api_server(spec, words):
-    from harness.kube import kubectl
-    import json
-
     model = {"apiVersion": "ortolan.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "refused"}, "spec": spec}
     with pytest.raises(KubectlError) as refused:
         kubectl("apply", "--dry-run=server", "--filename", "-", stdin=json.dumps(model))
@@ -94,8 +92,5 @@ def test_a_manifest_is_refused_by_the_api_server(spec, words):
 
 
 def test_a_name_that_no_service_can_have_is_refused():
-    from harness.kube import kubectl
-    import json
-
     with pytest.raises(KubectlError, match="the name becomes a Service's"):
         kubectl("apply", "--dry-run=server", "--filename", "-", stdin=json.dumps(manifest("2digits", "https://h/m.onnx")))

@@ -3,13 +3,14 @@
 import json
 import time
 
+import httpx
 import numpy as np
 import onnxruntime
 import pytest
 import tritonclient.grpc
 import tritonclient.http
 
-from harness.kube import wait_for
+from harness.kube import manifest, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +75,10 @@ def test_the_readmes_model_is_served_and_every_protocol_answers_as_onnx_runtime_
 
 
 def test_servers_run_on_both_nodes_and_share_the_requests(namespace, store, digits, expected):
-    from harness.kube import manifest
-
     namespace.apply(manifest("digits", store.add("digits.onnx", digits), replicas=2))
     namespace.wait_served("digits")
     pods = namespace.pods("digits")
     assert {pod["spec"]["nodeName"] for pod in pods} == {"node-0", "node-1"}
-
-    import httpx
 
     url = f"http://{namespace.address('digits')}/v2/models/digits/infer"
     body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": expected[0][0].tolist()}]}
@@ -93,3 +90,24 @@ def test_servers_run_on_both_nodes_and_share_the_requests(namespace, store, digi
     assert sum(counts) == 200
     # Fair coins: 200 throws fall outside 60..140 less than once in 10^7 runs.
     assert min(counts) >= 60
+
+
+def test_a_model_in_a_volume_is_served(namespace, tmp_path, digits, expected):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "model.onnx").write_bytes(digits)
+    # Readable for the server's user, as a volume of a cluster would be.
+    for folder in [tmp_path, *list(tmp_path.parents)[:3]]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    name = f"models-{namespace.name}"[:60]
+    claim = {"accessModes": ["ReadOnlyMany"], "storageClassName": "", "volumeName": name, "resources": {"requests": {"storage": "1Mi"}}}
+    volume = {"capacity": {"storage": "1Mi"}, "accessModes": ["ReadOnlyMany"], "hostPath": {"path": str(tmp_path)}}
+    namespace.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume})
+    try:
+        namespace.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": claim})
+        namespace.apply(manifest("digits", "pvc://models/digits/model.onnx"))
+        namespace.wait_served("digits")
+        http = tritonclient.http.InferenceServerClient(f"{namespace.address('digits')}:80")
+        labels, _ = ask(tritonclient.http, http, expected[0][:60], binary=True)
+        assert np.array_equal(labels, expected[2][:60])
+    finally:
+        namespace.kubectl("delete", "persistentvolume", name, "--wait=false")
