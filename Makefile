@@ -23,7 +23,7 @@ demo-down: ## Takes the demo away again
 	@demo/down
 
 .PHONY: test
-test: check cluster-test e2e ## Everything that proves the project
+test: check chart-test cluster-test e2e ## Everything that proves the project
 
 .PHONY: check
 check: setup ## Format, lints, licences, generated files, unit tests
@@ -32,6 +32,10 @@ check: setup ## Format, lints, licences, generated files, unit tests
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	tools/deny
 	$(onnxruntime); cargo test --workspace --locked
+
+.PHONY: chart-test
+chart-test: setup ## The Helm chart, without a cluster
+	tests/chart/run
 
 .PHONY: cluster-test
 cluster-test: setup ## The test cluster keeps its promises
@@ -48,6 +52,9 @@ images: setup ## Container images, and their sizes
 .PHONY: generate
 generate: ## Writes generated files anew
 	cargo run --quiet --package ortolan -- crd > crds/ortolan.dev_modeldeployments.yaml
+	cp crds/ortolan.dev_*.yaml charts/ortolan/files/crds/
+	tools/chart-readme
+	tools/deploy > deploy/ortolan.yaml
 
 .PHONY: examples
 examples: ## Trains the examples' models anew

@@ -24,12 +24,26 @@ fn the_schema_holds_no_floats() {
     assert!(!text.contains("\"type\":\"number\""));
 }
 
-/// `kubectl apply -k deploy/` installs the images of this version.
+/// Helm reads nothing outside the chart's folder.
 #[test]
-fn deploy_names_the_images_of_this_version() {
-    let operator = include_str!("../deploy/operator.yaml");
+fn the_chart_holds_the_custom_resource_definition() {
+    let committed = include_str!("../crds/ortolan.dev_modeldeployments.yaml");
+    let copy = include_str!("../charts/ortolan/files/crds/ortolan.dev_modeldeployments.yaml");
+    assert!(copy == committed, "the chart's copy of crds/ is another: run `make generate` and commit the result");
+}
+
+/// The chart and `kubectl apply -k deploy/` install the images of this version.
+#[test]
+fn chart_and_deploy_are_of_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let chart = include_str!("../charts/ortolan/Chart.yaml");
+    for line in [format!("version: {version}"), format!("appVersion: {version}")] {
+        assert!(chart.lines().any(|found| found == line), "Chart.yaml does not say `{line}`");
+    }
+    let deploy = include_str!("../deploy/ortolan.yaml");
     for image in ["ortolan", "ortolan-server"] {
-        let image = format!("ghcr.io/ortolan/{image}:{}\n", env!("CARGO_PKG_VERSION"));
-        assert!(operator.contains(&image), "deploy/operator.yaml does not hold {image}");
+        let image = format!("ghcr.io/ortolan/{image}:{version}\n");
+        assert!(deploy.contains(&image), "deploy/ortolan.yaml does not hold {image}");
+        assert!(chart.contains(&image), "Chart.yaml does not list {image}");
     }
 }
