@@ -69,7 +69,12 @@ fn requests(encoder: &mut DescriptorEncoder, stats: &Stats) -> fmt::Result {
         let labels = [("outcome", outcome)];
         ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
     }
-    counter(encoder, "rows", "Rows that arrived in accepted or refused requests", stats.rows_arrived)
+    counter(
+        encoder,
+        "rows",
+        "Rows that arrived in requests that fit the model, also where the queue was full",
+        stats.rows_arrived,
+    )
 }
 
 fn batches(encoder: &mut DescriptorEncoder, cells: &[BatchCell]) -> fmt::Result {

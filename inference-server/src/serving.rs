@@ -154,7 +154,7 @@ impl Server {
 
     /// Runs a request that fits the model.
     pub async fn infer(&self, model: &Model, request: Request, arrival: &Arrival) -> Result<Vec<Tensor>, Error> {
-        arrival.rows(request.rows);
+        arrival.admit(request.rows);
         model.batcher.run(request).await
     }
 

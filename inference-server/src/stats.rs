@@ -3,8 +3,8 @@
 //! Each number has one home here, and both endpoints are views of it. The meaning of the numbers is documented at
 //! [`ortolan_protocol::stats::Stats`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ortolan_protocol::histogram::{self, Histogram};
@@ -19,6 +19,7 @@ const CELLS: usize = 40;
 /// All counters of a server.
 pub struct Counters {
     arrived: AtomicU64,
+    admitted: AtomicU64,
     completed: AtomicU64,
     refused: AtomicU64,
     failed: AtomicU64,
@@ -30,13 +31,15 @@ pub struct Counters {
     pub latency: Durations,
     /// From entering the queue to execution.
     pub queue_wait: Durations,
-    batches: [AtomicCell; CELLS],
+    /// Behind a lock, so that the numbers of a cell belong together; only the worker writes, once a batch.
+    batches: Mutex<[Cell; CELLS]>,
 }
 
 impl Default for Counters {
     fn default() -> Self {
         Self {
             arrived: AtomicU64::default(),
+            admitted: AtomicU64::default(),
             completed: AtomicU64::default(),
             refused: AtomicU64::default(),
             failed: AtomicU64::default(),
@@ -46,7 +49,7 @@ impl Default for Counters {
             queued_rows: AtomicU64::default(),
             latency: Durations::default(),
             queue_wait: Durations::default(),
-            batches: std::array::from_fn(|_| AtomicCell::default()),
+            batches: Mutex::new([Cell::default(); CELLS]),
         }
     }
 }
@@ -60,10 +63,10 @@ impl Counters {
 
     /// Counts an executed batch.
     pub fn record_batch(&self, rows: usize, took: Duration) {
-        let cell = &self.batches[cell_of(rows)];
-        increment(&cell.count, 1);
-        increment(&cell.rows, rows as u64);
-        increment(&cell.nanoseconds, nanoseconds(took));
+        let cell = &mut self.cells()[cell_of(rows)];
+        cell.count += 1;
+        cell.rows += rows as u64;
+        cell.nanoseconds += nanoseconds(took);
     }
 
     /// Tells how many rows wait now.
@@ -87,6 +90,7 @@ impl Counters {
         // Ends are read before arrivals: a request that comes and goes in between must not make the difference negative.
         let mut requests = Requests {
             arrived: 0,
+            admitted: get(&self.admitted),
             completed: get(&self.completed),
             refused: get(&self.refused),
             failed: get(&self.failed),
@@ -100,12 +104,20 @@ impl Counters {
 
     /// Executed batches by size; only sizes that occurred.
     pub fn batch_cells(&self) -> Vec<BatchCell> {
-        let cells = self.batches.iter().map(|cell| BatchCell {
-            count: cell.count.load(Ordering::Relaxed),
-            rows: cell.rows.load(Ordering::Relaxed),
-            seconds: seconds(cell.nanoseconds.load(Ordering::Relaxed)),
-        });
-        cells.filter(|cell| cell.count > 0).collect()
+        let cells = *self.cells();
+        let occurred = cells.iter().enumerate().filter(|(_, cell)| cell.count > 0);
+        occurred
+            .map(|(index, cell)| BatchCell {
+                limit: limit_of(index),
+                count: cell.count,
+                rows: cell.rows,
+                seconds: seconds(cell.nanoseconds),
+            })
+            .collect()
+    }
+
+    fn cells(&self) -> MutexGuard<'_, [Cell; CELLS]> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -127,8 +139,9 @@ impl Arrival {
         self.since
     }
 
-    /// The request turned out to have that many rows.
-    pub fn rows(&self, rows: usize) {
+    /// The request is one that the model takes, and has that many rows.
+    pub fn admit(&self, rows: usize) {
+        increment(&self.counters.admitted, 1);
         increment(&self.counters.rows_arrived, rows as u64);
     }
 
@@ -193,11 +206,11 @@ impl Durations {
     }
 }
 
-#[derive(Default)]
-struct AtomicCell {
-    count: AtomicU64,
-    rows: AtomicU64,
-    nanoseconds: AtomicU64,
+#[derive(Clone, Copy, Default)]
+struct Cell {
+    count: u64,
+    rows: u64,
+    nanoseconds: u64,
 }
 
 /// The cell that batches of a size are counted in.
@@ -209,6 +222,17 @@ fn cell_of(rows: usize) -> usize {
     let doubling = (rows - 1).ilog2() as usize;
     let is_upper = rows > (1 << doubling) + (1 << (doubling - 1));
     (2 * doubling + usize::from(is_upper)).min(CELLS - 1)
+}
+
+/// The largest batch that is counted in a cell.
+fn limit_of(cell: usize) -> u64 {
+    match cell {
+        0 | 1 => cell as u64 + 1,
+        // It takes whatever is larger, too.
+        _ if cell == CELLS - 1 => u64::MAX,
+        _ if cell.is_multiple_of(2) => 3 << (cell / 2 - 1),
+        _ => 2 << (cell / 2),
+    }
 }
 
 fn increment(counter: &AtomicU64, by: u64) {
@@ -240,7 +264,7 @@ mod tests {
         end(ErrorKind::DeadlineExceeded);
         drop(counters.arrive());
         let still_open = counters.arrive();
-        let expected = Requests { arrived: 9, completed: 1, refused: 2, failed: 1, shed: 2, expired: 2 };
+        let expected = Requests { arrived: 9, admitted: 0, completed: 1, refused: 2, failed: 1, shed: 2, expired: 2 };
         assert_eq!(counters.requests(), (expected, 1));
         still_open.finish(&Ok(()));
         assert_eq!(counters.latency.snapshot().count(), 2, "only successes have a latency");
@@ -256,6 +280,47 @@ mod tests {
         assert!(sizes.is_sorted() && sizes.windows(2).all(|pair| pair[1] - pair[0] <= 1));
         assert_eq!(cell_of(0), 0);
         assert_eq!(cell_of(usize::MAX), CELLS - 1);
+    }
+
+    #[test]
+    fn each_cell_has_the_largest_size_that_is_counted_in_it_for_its_limit() {
+        for cell in 0..CELLS - 1 {
+            let limit = usize::try_from(limit_of(cell)).unwrap();
+            assert_eq!((cell_of(limit), cell_of(limit + 1)), (cell, cell + 1), "{cell}");
+        }
+        assert_eq!(limit_of(CELLS - 1), u64::MAX);
+        let counters = Counters::default();
+        for rows in [1, 5, 6, 6, 32, 9_000_000] {
+            counters.record_batch(rows, Duration::from_secs(1));
+        }
+        let cells: Vec<_> =
+            counters.batch_cells().iter().map(|cell| (cell.limit, cell.count, cell.rows, cell.seconds)).collect();
+        assert_eq!(cells, [(1, 1, 1, 1.0), (6, 3, 17, 3.0), (32, 1, 32, 1.0), (u64::MAX, 1, 9_000_000, 1.0)]);
+    }
+
+    #[test]
+    fn the_numbers_of_a_cell_belong_together_whenever_they_are_read() {
+        let counters = Arc::new(Counters::default());
+        let writer = Arc::clone(&counters);
+        let writing =
+            std::thread::spawn(move || (0..20_000).for_each(|_| writer.record_batch(6, Duration::from_secs(1))));
+        while !writing.is_finished() {
+            for cell in counters.batch_cells() {
+                assert_eq!((cell.rows, cell.seconds), (6 * cell.count, cell.count as f64));
+            }
+        }
+        writing.join().unwrap();
+    }
+
+    #[test]
+    fn requests_without_rows_are_not_admitted() {
+        let counters = Arc::new(Counters::default());
+        counters.arrive().finish(&Err::<(), _>(Error::new(ErrorKind::NotFound, "")));
+        let admitted = counters.arrive();
+        admitted.admit(3);
+        admitted.finish(&Err::<(), _>(Error::new(ErrorKind::Overloaded, "")));
+        let (requests, _) = counters.requests();
+        assert_eq!((requests.arrived, requests.admitted, counters.rows_arrived()), (2, 1, 3));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct Stats {
     pub cpu_seconds: f64,
     /// Requests, counted once each.
     pub requests: Requests,
-    /// Rows (examples along the batch dimension) that arrived in accepted or refused requests.
+    /// Rows (examples along the batch dimension) that arrived in the requests counted in [`Requests::admitted`].
     pub rows_arrived: u64,
     /// Requests accepted and not yet answered, those in the queue included.
     pub in_flight: u64,
@@ -65,12 +65,15 @@ pub enum Phase {
     Draining,
 }
 
-/// Requests by how they ended. `arrived` is the sum of the others and of those in flight.
+/// Requests by how they ended. `arrived` is the sum of the ends and of those in flight; `admitted` lies across them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Requests {
     /// All that came for inference, whatever became of them.
     pub arrived: u64,
+    /// Requests whose rows are counted in [`Stats::rows_arrived`]: accepted, or turned away because the queue was full.
+    #[serde(default)]
+    pub admitted: u64,
     /// Answered with success.
     pub completed: u64,
     /// Refused through the client's fault (4xx).
@@ -87,6 +90,9 @@ pub struct Requests {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BatchCell {
+    /// The largest batch in rows that counts in this cell: the cell's identity from look to look.
+    #[serde(default)]
+    pub limit: u64,
     /// The number of batches.
     pub count: u64,
     /// The sum of their rows.

@@ -335,6 +335,7 @@ async fn the_operations_port_tells_how_it_goes_and_nothing_else() {
     let stats = program.stats().await;
     assert_eq!((stats.model.as_str(), stats.revision.as_deref(), stats.phase), ("add", Some("r7"), Phase::Ready));
     assert_eq!((stats.requests.arrived, stats.requests.completed, stats.requests.refused), (2, 1, 1));
+    assert_eq!(stats.requests.admitted, 1, "the other one has no rows");
     assert_eq!((stats.rows_arrived, stats.in_flight, stats.queued_rows, stats.max_batch_rows), (1, 0, 0, 4));
     assert_eq!((stats.latency.count(), stats.queue_wait.count()), (1, 1));
     assert_eq!(stats.digest.unwrap().len(), 64);
