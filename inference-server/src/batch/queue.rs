@@ -154,11 +154,12 @@ impl Queue {
 }
 
 /// Whether nobody waits for the answer any more.
-fn is_gone(entry: &Entry, now: Instant) -> bool {
+pub(super) fn is_gone(entry: &Entry, now: Instant) -> bool {
     entry.reply.is_closed() || entry.request.deadline.is_some_and(|deadline| deadline <= now)
 }
 
-fn refuse(entry: Entry) {
+/// Tells whoever may still be listening that the time is over.
+pub(super) fn refuse(entry: Entry) {
     // Nobody may be listening; that is what the request was dropped for.
     let _ = entry.reply.send(Err(Error::deadline_exceeded()));
 }

@@ -181,6 +181,26 @@ async fn one_request_that_fails_or_panics_does_not_fail_the_others_of_its_batch(
 }
 
 #[tokio::test]
+async fn after_a_joint_run_that_failed_requests_that_nobody_waits_for_are_not_run() {
+    let held = Held::new(LIMITS);
+    let running = held.send(&[1], None).await;
+    held.next_run();
+    let failing = held.send(&[7], None).await;
+    let left = held.send(&[2], None).await;
+    held.permit();
+    assert_eq!(held.next_run(), 2, "both were there when the batch began");
+    left.abort();
+    assert!(left.await.unwrap_err().is_cancelled());
+    (0..3).for_each(|_| held.permit());
+    assert_eq!(failing.await.unwrap().unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert_eq!(held.next_run(), 1, "the one that still has a client");
+    let next = held.send(&[4, 5], None).await;
+    assert_eq!(held.next_run(), 2);
+    running.await.unwrap().unwrap();
+    next.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_configured_delay_lets_a_batch_fill() {
     let held = Held::new(Limits { max_batch_rows: 2, max_delay: Duration::from_mins(1), ..LIMITS });
     held.permit();

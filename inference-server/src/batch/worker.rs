@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::error;
 
-use super::queue::Entry;
+use super::queue::{Entry, is_gone, refuse};
 use super::{Shared, rows};
 use crate::engine::{Engine, RunError};
 use crate::error::{Error, ErrorKind};
@@ -74,6 +74,11 @@ fn answer(engine: &mut dyn Engine, batch: Vec<Entry>, shared: &Shared) {
     // One request's values can fail a whole batch: alone, each gets its own answer or error.
     for entry in batch {
         let start = Instant::now();
+        // What ran before may have taken long, and what nobody waits for makes the others wait.
+        if is_gone(&entry, start) {
+            refuse(entry);
+            continue;
+        }
         let answer = guarded(engine, &entry.request.inputs, &entry.request.outputs);
         if answer.is_ok() {
             shared.counters.record_batch(entry.request.rows, start.elapsed());
