@@ -1,20 +1,24 @@
 //! Accepts connections and serves them, for all three ports alike, until told to stop; then lets them finish.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::extract::Request;
 use axum::{BoxError, Router};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
 use ortolan_protocol::failure::{Failure, FailureReason};
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tower::Service;
 use tracing::{debug, warn};
 
 /// How long to wait when no connection can be accepted, for want of file descriptors mostly.
@@ -23,6 +27,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const WINDOW: u32 = 4 << 20;
 /// What came just before a port closed has this long to be read: an idle connection is closed without another look.
 const LINGER: Duration = Duration::from_millis(100);
+/// When the ports close, a connection that has not brought a request has this long to bring it or to go: what holds up a
+/// drain are requests, not clients that are about to speak.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// How an HTTP/2 connection begins.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Behind the preface comes a frame of settings, which begins with that many bytes.
+const FRAME_HEAD: usize = 9;
+/// Between two looks at a beginning that is not complete; few clients send it in pieces.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Finds connections whose other end vanished.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -54,7 +67,7 @@ pub async fn bind(address: IpAddr, port: u16, what: &str) -> Result<TcpListener,
 #[derive(Clone)]
 pub struct Connections {
     builder: Builder<TokioExecutor>,
-    /// How long a connection may stay silent at its beginning, and how long the head of a request may take.
+    /// How long a connection may take to show its protocol, and how long the head of a request may take.
     head_timeout: Duration,
 }
 
@@ -128,15 +141,67 @@ async fn serve_one(
     (watcher, stop): (Watcher, watch::Receiver<bool>),
 ) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
-    // The timeouts of HTTP begin with the first byte, or behind it.
-    let mut first = [0];
+    // The timeouts of HTTP begin when it is known which HTTP it is.
     tokio::select! {
-        spoken = tokio::time::timeout(connections.head_timeout, stream.peek(&mut first)) => { spoken??; }
-        () = async {
-            stopped(stop).await;
-            tokio::time::sleep(LINGER).await;
-        } => return Ok(()),
+        begun = tokio::time::timeout(connections.head_timeout, begun(&stream)) => begun??,
+        () = stopped_for(stop.clone(), LINGER) => return Ok(()),
     }
-    let connection = connections.builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    watcher.watch(connection.into_owned()).await
+    let has_request = Arc::new(AtomicBool::new(false));
+    let service = {
+        let has_request = Arc::clone(&has_request);
+        service_fn(move |request: Request<Incoming>| {
+            has_request.store(true, Ordering::Relaxed);
+            router.clone().call(request)
+        })
+    };
+    let connection = connections.builder.serve_connection(TokioIo::new(stream), service).into_owned();
+    tokio::select! {
+        ended = watcher.watch(connection) => ended,
+        () = async {
+            stopped_for(stop, GOODBYE).await;
+            if has_request.load(Ordering::Relaxed) {
+                pending::<()>().await;
+            }
+        } => Ok(()),
+    }
+}
+
+async fn stopped_for(stop: watch::Receiver<bool>, time: Duration) {
+    stopped(stop).await;
+    tokio::time::sleep(time).await;
+}
+
+/// Waits until a client has said enough to know its protocol, or has closed. What it said is not taken off the stream.
+async fn begun(stream: &TcpStream) -> std::io::Result<()> {
+    let mut beginning = [0; PREFACE.len() + FRAME_HEAD];
+    loop {
+        let length = stream.peek(&mut beginning).await?;
+        if length == 0 || is_decided(&beginning[..length]) {
+            return Ok(());
+        }
+        // Bytes that were looked at are still there: a look does not wait for more.
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Whether a connection that begins so is HTTP/1.1 (or nothing known), or HTTP/2 with all that its client says by itself.
+fn is_decided(beginning: &[u8]) -> bool {
+    let preface = &beginning[..beginning.len().min(PREFACE.len())];
+    !PREFACE.starts_with(preface) || beginning.len() >= PREFACE.len() + FRAME_HEAD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_protocol_is_known_when_it_cannot_be_http_2_or_has_begun_as_such() {
+        let http2 = [PREFACE, &[0; FRAME_HEAD]].concat();
+        for length in 1..http2.len() {
+            assert!(!is_decided(&http2[..length]), "{length}");
+        }
+        for decided in [&http2[..], b"G", b"PO", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\0"] {
+            assert!(is_decided(decided), "{decided:?}");
+        }
+    }
 }
