@@ -32,6 +32,8 @@ pub mod reason {
     pub const ROLLING_OUT: &str = "RollingOut";
     /// The digest was given and is checked, or was found.
     pub const RESOLVED: &str = "Resolved";
+    /// Servers of one revision fetched different bytes.
+    pub const DIGEST_CHANGED: &str = "DigestChanged";
     /// A server has the model loaded.
     pub const LOADED: &str = "Loaded";
     /// All servers answer.

@@ -79,7 +79,7 @@ pub struct RevisionSpec {
 impl RevisionSpec {
     fn parse(spec: &ModelDeploymentSpec) -> Result<Self, InvalidSpec> {
         Source::parse(&spec.model.uri)?;
-        parse_duration("spec.server.batching.maxDelay", &spec.server.batching.max_delay)?;
+        parse_duration(MAX_DELAY, &spec.server.batching.max_delay)?;
         Ok(Self { model: spec.model.clone(), server: spec.server.clone() })
     }
 
@@ -139,6 +139,8 @@ impl Source {
     }
 }
 
+const MAX_DELAY: &str = "spec.server.batching.maxDelay";
+
 /// How many servers there should be.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ScalingGoal {
@@ -154,6 +156,8 @@ pub enum ScalingGoal {
         quantile: f64,
         /// The time within which they must be answered.
         target: Duration,
+        /// How long a batch may wait for more rows.
+        batch_delay: Duration,
     },
 }
 
@@ -172,6 +176,7 @@ impl ScalingGoal {
                     Quantile::P99 => 0.99,
                 },
                 target: parse_duration("spec.scaling.latency.target", &latency.target)?,
+                batch_delay: parse_duration(MAX_DELAY, &spec.server.batching.max_delay)?,
             }),
         }
     }

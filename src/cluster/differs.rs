@@ -1,7 +1,9 @@
 //! Whether a live object still holds what we rendered.
 //!
 //! Compared is only what we render: what the API server fills in, or others add elsewhere, is not ours. This is what
-//! lets an unchanged world rest without a single call.
+//! lets an unchanged world rest without a single call. Where an addition would change what we render (a list of plain
+//! values, a selector), nothing may be added: server-side apply owns those as a whole. An element that somebody adds to a
+//! list of objects (a port, a container) belongs to whoever added it and stays.
 
 use serde_json::Value;
 
@@ -9,27 +11,38 @@ use crate::api::Quantity;
 
 /// The path of the first place at which `live` does not hold what was `rendered`, as in `spec.replicas`.
 pub fn first_difference(rendered: &Value, live: &Value) -> Option<String> {
+    difference(rendered, live, "")
+}
+
+/// `path`: the place inside the object.
+fn difference(rendered: &Value, live: &Value, path: &str) -> Option<String> {
     match (rendered, live) {
         (Value::Object(rendered), Value::Object(live)) => {
-            rendered.iter().find_map(|(key, value)| match live.get(key) {
+            let added = || live.keys().find(|key| !rendered.contains_key(*key)).map(|key| join(path, key));
+            let changed = rendered.iter().find_map(|(key, value)| match live.get(key) {
                 None if is_empty(value) => None,
-                None => Some(key.clone()),
-                Some(live) => first_difference(value, live).map(|path| join(key, &path)),
-            })
+                None => Some(join(path, key)),
+                Some(live) => difference(value, live, &join(path, key)),
+            });
+            changed.or_else(|| is_whole(path).then(added).flatten())
         }
         (Value::Array(rendered), Value::Array(live)) => {
-            if rendered.len() > live.len() {
-                return Some(format!("[{}]", live.len()));
+            let plain = !rendered.iter().any(|element| element.is_object() || element.is_array());
+            if rendered.len() > live.len() || (plain && rendered.len() != live.len()) {
+                return Some(format!("{path}[{}]", rendered.len().min(live.len())));
             }
-            let differing = |(index, (rendered, live)): (usize, (&Value, &Value))| {
-                first_difference(rendered, live).map(|path| join(&format!("[{index}]"), &path))
-            };
-            rendered.iter().zip(live).enumerate().find_map(differing)
+            let mut pairs = rendered.iter().zip(live).enumerate();
+            pairs.find_map(|(index, (rendered, live))| difference(rendered, live, &format!("{path}[{index}]")))
         }
         (Value::String(rendered), Value::String(live)) if Quantity::same_amount(rendered, live) => None,
         (rendered, live) if rendered == live => None,
-        _ => Some(String::new()),
+        _ => Some(path.to_owned()),
     }
+}
+
+/// Maps that are owned as a whole: selectors.
+fn is_whole(path: &str) -> bool {
+    path == "spec.selector" || path == "spec.selector.matchLabels"
 }
 
 /// What the API server drops when it stores an object.
@@ -42,8 +55,8 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-fn join(parent: &str, path: &str) -> String {
-    if path.is_empty() || path.starts_with('[') { format!("{parent}{path}") } else { format!("{parent}.{path}") }
+fn join(parent: &str, key: &str) -> String {
+    if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") }
 }
 
 #[cfg(test)]
@@ -73,6 +86,22 @@ mod tests {
         ] {
             assert_eq!(first_difference(&rendered, &live).as_deref(), Some(path));
         }
+    }
+
+    #[test]
+    fn nothing_may_be_added_to_what_is_owned_as_a_whole() {
+        for (rendered, live, path) in [
+            (json!({"args": ["a"]}), json!({"args": ["a", "b"]}), "args[1]"),
+            (
+                json!({"spec": {"selector": {"a": "b"}}}),
+                json!({"spec": {"selector": {"a": "b", "x": "y"}}}),
+                "spec.selector.x",
+            ),
+        ] {
+            assert_eq!(first_difference(&rendered, &live).as_deref(), Some(path));
+        }
+        let (rendered, live) = (json!({"ports": [{"port": 80}]}), json!({"ports": [{"port": 80}, {"port": 81}]}));
+        assert_eq!(first_difference(&rendered, &live), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{
     reconcile::previous_desired,
 };
 use crate::{
-    api::{ModelDeployment, validated::DesiredModel},
+    api::{ModelDeployment, conditions::STALLED, validated::DesiredModel},
     observe::{
         scrape::Scraper,
         seen::{self, Seen},
@@ -69,9 +69,10 @@ async fn look(
         let Subject { object, model, pods, missing, rolling_out } = subject;
         let stats = told.remove(&index).unwrap_or_default();
         let look = PodLook { pods, stats, missing: *missing, rolling_out: *rolling_out };
-        let before = context.fleet.view(model, previous_desired(object), now).desired;
-        if context.fleet.look(model, previous_desired(object), look, now) == Look::Due {
-            let after = context.fleet.view(model, previous_desired(object), now).desired;
+        let previous = object.status.as_ref().and_then(previous_desired);
+        let before = context.fleet.view(model, previous, now).desired;
+        if context.fleet.look(model, previous, look, now) == Look::Due {
+            let after = context.fleet.view(model, previous, now).desired;
             if after != before {
                 context.metrics.decided(after > before);
             }
@@ -93,12 +94,23 @@ struct Subject<'a> {
 impl<'a> Subject<'a> {
     fn of(object: &'a ModelDeployment, model: DesiredModel, context: &Context) -> Self {
         let seen = Seen::of(&model, &context.stores);
-        let pods: Vec<_> = seen.pods.iter().filter(|pod| seen::is_alive(pod)).cloned().collect();
-        let wanted: i32 = seen.deployments.values().filter_map(|deployment| deployment.spec.as_ref()?.replicas).sum();
+        // A candidate that cannot start is neither help on its way nor a rollout to wait for.
+        let hopeless = stalled_candidate(object);
+        let counts = |revision: &str| hopeless != Some(revision);
+        let deployments = seen.deployments.iter().filter(|(revision, _)| counts(revision));
+        let wanted: i32 = deployments.clone().filter_map(|(_, deployment)| deployment.spec.as_ref()?.replicas).sum();
+        let pods: Vec<_> = deployments.clone().flat_map(|(revision, _)| seen.pods_of(revision)).cloned().collect();
         let wanted = usize::try_from(wanted).unwrap_or_default();
         let missing = u32::try_from(wanted.saturating_sub(pods.len())).unwrap_or_default();
-        Self { object, missing, rolling_out: seen.deployments.len() > 1, model, pods }
+        Self { object, missing, rolling_out: deployments.count() > 1, model, pods }
     }
+}
+
+fn stalled_candidate(object: &ModelDeployment) -> Option<&str> {
+    let status = object.status.as_ref()?;
+    let stalled = status.conditions.iter().any(|condition| condition.type_ == STALLED && condition.status == "True");
+    let candidate = status.candidate.as_ref().filter(|_| stalled && status.stable.is_some())?;
+    Some(&candidate.revision)
 }
 
 /// Reads `/stats` of every running pod: by the index of the subject, `(UID of the pod, statistics)`.
@@ -115,6 +127,7 @@ async fn read(context: &Context, subjects: &[Subject<'_>], scraper: &Scraper) ->
     let mut told: BTreeMap<usize, Vec<_>> = BTreeMap::new();
     let mut answers = stream::iter(reads).buffer_unordered(AT_ONCE);
     while let Some((index, uid, ready, answer)) = answers.next().await {
+        context.health.beat();
         match answer {
             Ok(stats) => {
                 context.metrics.scraped("ok");

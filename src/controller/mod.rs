@@ -14,7 +14,7 @@ use std::{
 use futures::{StreamExt, channel::mpsc};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, Client, ResourceExt,
+    Client, ResourceExt,
     core::DeserializeGuard,
     runtime::{
         Config, Controller,
@@ -31,7 +31,7 @@ use crate::{
     metrics::Metrics,
     observe::{
         scrape::Scraper,
-        stores::{self, Stores},
+        stores::{self, Filling, Stores},
     },
     operations::Health,
 };
@@ -69,6 +69,7 @@ pub struct Context {
     client: Client,
     settings: Settings,
     stores: Stores,
+    filling: Filling,
     writer: Writer,
     fleet: Fleet,
     metrics: Metrics,
@@ -93,14 +94,17 @@ pub async fn run(
     shutdown: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
 ) -> Result<(), reqwest::Error> {
     let scraper = Scraper::new()?;
-    let (revisions, revision_changes) = stores::watch(&client);
-    let (deployments, deployment_changes) = stores::watch(&client);
-    let (services, service_changes) = stores::watch(&client);
-    let (budgets, budget_changes) = stores::watch(&client);
-    let (pods, pod_changes) = stores::watch(&client);
+    let filling = Filling::default();
+    let (models, model_changes) = stores::watch::<Guarded>(&client, watcher::Config::default(), &filling);
+    let (revisions, revision_changes) = stores::watch(&client, stores::ours(), &filling);
+    let (deployments, deployment_changes) = stores::watch(&client, stores::ours(), &filling);
+    let (services, service_changes) = stores::watch(&client, stores::ours(), &filling);
+    let (budgets, budget_changes) = stores::watch(&client, stores::ours(), &filling);
+    let (pods, pod_changes) = stores::watch(&client, stores::ours(), &filling);
     let context = Arc::new(Context {
         client: client.clone(),
         writer: Writer::new(client.clone(), settings.instance.clone(), metrics.clone()),
+        filling,
         stores: Stores { revisions, deployments, services, budgets, pods },
         settings,
         fleet: Fleet::default(),
@@ -110,7 +114,7 @@ pub async fn run(
         started: Instant::now(),
     });
     let (wake, woken) = mpsc::unbounded();
-    let controller = Controller::new(Api::<Guarded>::all(client), watcher::Config::default())
+    let controller = Controller::for_stream(model_changes, models.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
         .owns_stream(revision_changes)
         .owns_stream(deployment_changes)
@@ -118,7 +122,6 @@ pub async fn run(
         .owns_stream(budget_changes)
         .watches_stream(pod_changes, |pod: Pod| model_of(&pod))
         .reconcile_on(woken);
-    let models = controller.store();
     // kube's own graceful shutdown never ends when a cache was not filled yet, so the end is arranged here.
     let mut reconciles = pin!(controller.run(step, on_error, context.clone()).for_each(|result| async {
         // A failed reconcile was logged by on_error; an object that is gone is no error.
@@ -128,11 +131,9 @@ pub async fn run(
     }));
     let looks = async {
         // Decisions on half-filled caches would be about servers that are only not seen yet.
-        if models.wait_until_ready().await.is_ok() && context.stores.filled().await.is_ok() {
-            context.health.ready();
-            looks::run(context.clone(), models, scraper, wake).await;
-        }
-        std::future::pending::<()>().await;
+        context.filling.done().await;
+        context.health.ready();
+        looks::run(context.clone(), models, scraper, wake).await;
     };
     tokio::select! {
         () = &mut reconciles => {}
@@ -160,12 +161,9 @@ async fn step(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Rec
         // Being deleted: the children go by their owner references.
         Ok(model) if model.metadata.deletion_timestamp.is_some() => Ok(Action::await_change()),
         Ok(model) => {
-            let filled = context.stores.filled().await.is_ok();
-            match tokio::time::timeout(TIMEOUT, reconcile(model, &context)).await {
-                _ if !filled => Ok(Action::requeue(RETRY)),
-                Ok(result) => result,
-                Err(_) => Err(ReconcileError::TimedOut(TIMEOUT.as_secs())),
-            }
+            context.filling.done().await;
+            let reconciled = tokio::time::timeout(TIMEOUT, reconcile(model, &context)).await;
+            reconciled.unwrap_or_else(|_| Err(ReconcileError::TimedOut(TIMEOUT.as_secs())))
         }
     };
     context.metrics.reconciled(started.elapsed().as_secs_f64(), result.as_ref().err().map(ReconcileError::kind));

@@ -71,14 +71,18 @@ pub async fn reconcile(object: &ModelDeployment, context: &Context) -> Result<Ac
         Err(problem) => return report_invalid(object, context, &problem).await,
     };
     let observed = observe(&model, object, context).await;
-    let decided = decide(&model, object, &observed, context);
-    let children = render(&model, &decided)?;
-    let applied = apply(&model, &observed, &decided, children, context).await;
+    let decided = decide(&model, &observed, context);
+    let applied = match render(&model, &decided) {
+        Ok(children) => apply(&model, &observed, &decided, children, context).await,
+        Err(error) => Applied { error: Some(error), ..Applied::default() },
+    };
     report(&model, object, &observed, (decided, applied), context).await
 }
 
 /// What is there.
 struct Observed {
+    /// The status as it stands.
+    previous: ModelDeploymentStatus,
     seen: Seen,
     view: View,
     facts: BTreeMap<String, RevisionFacts>,
@@ -87,24 +91,39 @@ struct Observed {
 async fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Context) -> Observed {
     let seen = Seen::of(model, &context.stores);
     let stuck = stuck::reasons(&context.client, seen.pods.iter().map(AsRef::as_ref)).await;
-    let view = context.fleet.view(model, previous_desired(object), context.clock());
+    // What was written last, while the cache still holds the status before it.
+    let written = context.fleet.reported_over(&model.uid, object.metadata.resource_version.as_deref());
+    let previous = written.or_else(|| object.status.clone()).unwrap_or_default();
+    let view = context.fleet.view(model, previous_desired(&previous), context.clock());
     let facts = seen.deployments.iter().map(|(revision, deployment)| {
         let pods: Vec<_> = seen.pods_of(revision).map(AsRef::as_ref).collect();
-        let digest = pods.iter().find_map(|pod| view.digests.get(pod.metadata.uid.as_ref()?)).cloned();
+        let mut told: Vec<_> = pods.iter().filter_map(|pod| view.digests.get(pod.metadata.uid.as_ref()?)).collect();
+        told.sort();
+        let recorded = recorded_digest(&previous, revision);
+        let digest = recorded.clone().or_else(|| told.first().map(ToString::to_string));
+        let other_digest = told.into_iter().find(|told| Some(*told) != digest.as_ref()).cloned();
         let facts = RevisionFacts {
             replicas: count(pods.len()),
             ready: count(pods.iter().filter(|pod| seen::is_ready(pod)).count()),
             digest,
+            other_digest,
             problem: problems::root_cause(Some(deployment), &pods, &stuck),
         };
         (revision.clone(), facts)
     });
-    Observed { facts: facts.collect(), seen, view }
+    Observed { facts: facts.collect(), previous, seen, view }
+}
+
+/// The digest, as hex, that a revision is known to have.
+fn recorded_digest(previous: &ModelDeploymentStatus, revision: &str) -> Option<String> {
+    let known =
+        [&previous.stable, &previous.candidate].into_iter().flatten().find(|known| known.revision == revision)?;
+    Some(known.digest.as_ref()?.trim_start_matches("sha256:").to_owned())
 }
 
 /// How many servers `status` says there should be: what a new operator begins with.
-pub(super) fn previous_desired(object: &ModelDeployment) -> Option<u32> {
-    Some(object.status.as_ref()?.scaling.as_ref()?.desired)
+pub(super) fn previous_desired(status: &ModelDeploymentStatus) -> Option<u32> {
+    Some(status.scaling.as_ref()?.desired)
 }
 
 fn count(number: usize) -> u32 {
@@ -122,10 +141,9 @@ struct Decided {
     forgotten: Vec<Arc<ControllerRevision>>,
 }
 
-fn decide(model: &DesiredModel, object: &ModelDeployment, observed: &Observed, context: &Context) -> Decided {
+fn decide(model: &DesiredModel, observed: &Observed, context: &Context) -> Decided {
     let desired = model.revision.hash();
-    let stable =
-        object.status.as_ref().and_then(|status| status.stable.as_ref()).map(|stable| stable.revision.as_str());
+    let stable = observed.previous.stable.as_ref().map(|stable| stable.revision.as_str());
     let counts = observed.seen.deployments.iter().map(|(revision, deployment)| {
         let wanted =
             deployment.spec.as_ref().and_then(|spec| spec.replicas).and_then(|replicas| u32::try_from(replicas).ok());
@@ -184,7 +202,7 @@ fn render(model: &DesiredModel, decided: &Decided) -> Result<Children, Reconcile
 #[derive(Default)]
 struct Applied {
     notes: Vec<Note>,
-    error: Option<WriteError>,
+    error: Option<ReconcileError>,
 }
 
 impl Applied {
@@ -198,7 +216,7 @@ impl Applied {
                 text: format!("{what} was changed by someone else at {place} and is as before again; change the ModelDeployment instead"),
             }),
             Ok(_) => {}
-            Err(error) => self.error = Some(error),
+            Err(error) => self.error = Some(error.into()),
         }
         self.error.is_none()
     }
@@ -237,7 +255,7 @@ async fn apply(
             return applied;
         }
     }
-    applied.error = prune(observed, decided, context).await.err();
+    applied.error = prune(observed, decided, context).await.err().map(ReconcileError::from);
     applied
 }
 
@@ -262,11 +280,10 @@ async fn report(
     (decided, applied): (Decided, Applied),
     context: &Context,
 ) -> Result<Action, ReconcileError> {
-    let Observed { seen, view, facts } = observed;
-    let previous = object.status.clone().unwrap_or_default();
+    let Observed { previous, seen, view, facts } = observed;
     let status = status::derive(&Facts {
         model,
-        previous: &previous,
+        previous,
         rollout: &decided.rollout,
         revisions: facts,
         desired: view.desired,
@@ -276,15 +293,13 @@ async fn report(
         apply_error: applied.error.as_ref().map(ToString::to_string),
         now: Timestamp::now(),
     });
-    write(object, &previous, &status, context).await?;
-    if let Some(numbers) = view.numbers {
-        context.fleet.written(&model.uid, numbers, context.clock());
-    }
+    write(object, previous, &status, context).await?;
+    context.fleet.written(&model.uid, view.numbers, context.clock());
     for note in &applied.notes {
         context.writer.publish(object, note).await;
     }
     match applied.error {
-        Some(error) => Err(error.into()),
+        Some(error) => Err(error),
         None if stuck::are_starting(seen.pods.iter().map(AsRef::as_ref)) => Ok(Action::requeue(LOOK_AGAIN)),
         None => Ok(Action::requeue(RESYNC)),
     }
@@ -310,6 +325,9 @@ async fn write(
 ) -> Result<(), ReconcileError> {
     if status != previous {
         context.writer.status(object, status).await?;
+        if let (Some(uid), Some(version)) = (&object.metadata.uid, &object.metadata.resource_version) {
+            context.fleet.reported(uid, version.clone(), status.clone());
+        }
         for note in events::between(previous, status) {
             context.writer.publish(object, &note).await;
         }

@@ -90,15 +90,11 @@ pub fn is_ready(pod: &Pod) -> bool {
     is_alive(pod) && ready_since(pod).is_some()
 }
 
-/// Seconds from the creation of the pods until they were ready: the 90th percentile of those that are.
-pub fn cold_start<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Option<f64> {
-    let mut seconds: Vec<f64> = pods
-        .into_iter()
-        .filter_map(|pod| {
-            let created = pod.metadata.creation_timestamp.as_ref()?.0;
-            Some(ready_since(pod)?.duration_since(created).as_secs_f64().max(0.0))
-        })
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    seconds.get(seconds.len().checked_sub(1)? * 9 / 10).copied()
+/// Seconds from a pod's creation until it was ready, for one that has become ready for the first time.
+pub fn cold_start(pod: &Pod) -> Option<f64> {
+    let restarts =
+        pod.status.as_ref()?.container_statuses.iter().flatten().map(|container| container.restart_count).sum::<i32>();
+    let created = pod.metadata.creation_timestamp.as_ref()?.0;
+    let seconds = ready_since(pod)?.duration_since(created).as_secs_f64().max(0.0);
+    (restarts == 0).then_some(seconds)
 }

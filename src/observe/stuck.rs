@@ -14,6 +14,9 @@ use kube::{Api, Client, ResourceExt, api::ListParams};
 /// Seconds after which a container that is still being created is worth a look.
 const PATIENCE: f64 = 3.0;
 
+/// Pods of a model that are asked about: what keeps one from starting mostly keeps the others.
+const ASKED_ABOUT: usize = 3;
+
 /// Whether the kubelet has been creating this pod's containers for longer than usual.
 fn is_stuck(pod: &Pod, now: Timestamp) -> bool {
     let Some(status) = &pod.status else { return false };
@@ -34,19 +37,28 @@ pub fn are_starting<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> bool {
 pub async fn reasons<'a>(client: &Client, pods: impl IntoIterator<Item = &'a Pod>) -> BTreeMap<String, String> {
     let now = Timestamp::now();
     let mut reasons = BTreeMap::new();
-    for pod in pods.into_iter().filter(|pod| is_stuck(pod, now)) {
+    for pod in pods.into_iter().filter(|pod| is_stuck(pod, now)).take(ASKED_ABOUT) {
         let (Some(namespace), Some(uid)) = (pod.namespace(), pod.uid()) else { continue };
         let about = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning")).limit(20);
         match Api::<Event>::namespaced(client.clone(), &namespace).list(&about).await {
             Ok(events) => {
-                let newest =
-                    events.items.into_iter().max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
+                let newest = events
+                    .items
+                    .into_iter()
+                    .filter(is_of_kubelet)
+                    .max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
                 reasons.extend(newest.and_then(|event| Some((uid, event.message?))));
             }
             Err(error) => tracing::warn!(namespace, pod = pod.name_any(), %error, "the pod's Events cannot be read"),
         }
     }
     reasons
+}
+
+/// The scheduler's Events are about a time before the kubelet began.
+fn is_of_kubelet(event: &Event) -> bool {
+    let source = event.source.as_ref().and_then(|source| source.component.as_deref());
+    event.reporting_component.as_deref() == Some("kubelet") || source == Some("kubelet")
 }
 
 #[cfg(test)]

@@ -6,18 +6,22 @@ use ortolan_protocol::stats::{BatchCell, Stats};
 
 use crate::scale::PodWindow;
 
-/// What a server did between two looks that lie `seconds` apart; `None` when it restarted in between or tells what
-/// cannot be: a number that is not finite, negative or smaller than before.
-pub fn between(earlier: &Stats, later: &Stats, seconds: f64) -> Option<PodWindow> {
+/// Differences of a server's clock beyond these seconds are no look-to-look differences.
+const PLAUSIBLE_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=600.0;
+
+/// What a server did between two looks, on its own clock; `None` when it restarted in between or tells what cannot be: a
+/// number that is not finite, negative or smaller than before.
+pub fn between(earlier: &Stats, later: &Stats) -> Option<PodWindow> {
+    let seconds = later.uptime_seconds - earlier.uptime_seconds;
     let plausible =
         [later.cpus, later.cpu_seconds, later.latency.sum].iter().all(|number| number.is_finite() && *number >= 0.0)
             && later.batches.iter().all(|cell| cell.seconds.is_finite() && cell.seconds >= 0.0);
-    if earlier.instance != later.instance || !plausible || seconds <= 0.0 {
+    if earlier.instance != later.instance || !plausible || !PLAUSIBLE_SECONDS.contains(&seconds) {
         return None;
     }
     Some(PodWindow {
         seconds,
-        requests_arrived: later.requests.arrived.checked_sub(earlier.requests.arrived)?,
+        requests_admitted: later.requests.admitted.checked_sub(earlier.requests.admitted)?,
         rows_arrived: later.rows_arrived.checked_sub(earlier.rows_arrived)?,
         queued_rows: later.queued_rows,
         max_batch_rows: later.max_batch_rows,
@@ -28,73 +32,65 @@ pub fn between(earlier: &Stats, later: &Stats, seconds: f64) -> Option<PodWindow
     })
 }
 
-/// Batches that were executed in between. Cells are the same batches from look to look when their order is; a cell is
-/// found again by where its mean size lies, in steps of a quarter of a doubling, as the server forms them.
+/// Batches that were executed in between; a cell is known by its limit.
 fn executed(earlier: &[BatchCell], later: &[BatchCell]) -> Option<Vec<BatchCell>> {
-    let by_size = |cells: &[BatchCell]| -> BTreeMap<u64, BatchCell> {
-        cells.iter().filter(|cell| cell.count > 0).map(|cell| (size_class(cell), *cell)).collect()
-    };
-    let before = by_size(earlier);
-    by_size(later)
-        .into_iter()
-        .filter_map(|(class, now)| {
-            let then = before.get(&class).copied().unwrap_or_default();
-            let difference = || {
-                Some(BatchCell {
-                    count: now.count.checked_sub(then.count)?,
-                    rows: now.rows.checked_sub(then.rows)?,
-                    seconds: (now.seconds - then.seconds).max(0.0),
-                })
-            };
-            match difference() {
-                Some(cell) if cell.count == 0 => None,
-                other => Some(other),
-            }
+    let before: BTreeMap<u64, &BatchCell> = earlier.iter().map(|cell| (cell.limit, cell)).collect();
+    let difference = |now: &BatchCell| {
+        let Some(then) = before.get(&now.limit) else { return Some(*now) };
+        Some(BatchCell {
+            limit: now.limit,
+            count: now.count.checked_sub(then.count)?,
+            rows: now.rows.checked_sub(then.rows)?,
+            seconds: (now.seconds - then.seconds).max(0.0),
         })
-        .collect()
-}
-
-/// The class of a cell's mean size.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a small positive number
-fn size_class(cell: &BatchCell) -> u64 {
-    ((cell.rows as f64 / cell.count as f64).max(1.0).log2() * 4.0).round() as u64
+    };
+    let cells: Option<Vec<_>> = later.iter().map(difference).collect();
+    Some(cells?.into_iter().filter(|cell| cell.count > 0).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn stats(arrived: u64, cells: &[(u64, u64, f64)]) -> Stats {
-        let mut stats = Stats { instance: "one".into(), cpus: 1.0, ..Stats::default() };
-        stats.requests.arrived = arrived;
+    /// Cells as `(limit, count, rows, seconds)`.
+    fn stats(arrived: u64, cells: &[(u64, u64, u64, f64)]) -> Stats {
+        let mut stats = Stats { instance: "one".into(), cpus: 1.0, uptime_seconds: arrived as f64, ..Stats::default() };
+        stats.requests.admitted = arrived;
         stats.rows_arrived = arrived;
-        stats.batches = cells
-            .iter()
-            .map(|(count, rows, seconds)| BatchCell { count: *count, rows: *rows, seconds: *seconds })
-            .collect();
+        let cell = |&(limit, count, rows, seconds): &(u64, u64, u64, f64)| BatchCell { limit, count, rows, seconds };
+        stats.batches = cells.iter().map(cell).collect();
         stats
     }
 
     #[test]
     fn counters_become_differences() {
-        let window = between(&stats(10, &[(10, 10, 0.1)]), &stats(30, &[(20, 20, 0.3), (2, 16, 0.1)]), 1.0).unwrap();
-        assert_eq!((window.requests_arrived, window.rows_arrived), (20, 20));
+        let window =
+            between(&stats(10, &[(1, 10, 10, 0.1)]), &stats(30, &[(1, 20, 20, 0.3), (8, 2, 16, 0.1)])).unwrap();
+        assert_eq!((window.requests_admitted, window.rows_arrived), (20, 20));
+        assert!((window.seconds - 20.0).abs() < 1e-9, "on the server's own clock");
         assert_eq!(window.batches.len(), 2);
         assert_eq!((window.batches[0].count, window.batches[1].rows), (10, 16));
     }
 
     #[test]
+    fn a_mean_that_drifts_inside_a_cell_is_still_the_same_cell() {
+        let window = between(&stats(1, &[(8, 1000, 7300, 1.0)]), &stats(2, &[(8, 1100, 8100, 1.1)])).unwrap();
+        assert_eq!((window.batches[0].count, window.batches[0].rows), (100, 800));
+    }
+
+    #[test]
     fn a_restart_is_not_a_difference() {
         let later = Stats { instance: "two".into(), ..stats(30, &[]) };
-        assert_eq!(between(&stats(10, &[]), &later, 1.0), None);
-        assert_eq!(between(&stats(30, &[]), &stats(10, &[]), 1.0), None);
+        assert_eq!(between(&stats(10, &[]), &later), None);
+        assert_eq!(between(&stats(30, &[]), &stats(10, &[])), None);
     }
 
     #[test]
     fn numbers_that_cannot_be_are_no_observation() {
         for bad in [f64::NAN, f64::INFINITY, -1.0] {
-            assert_eq!(between(&stats(1, &[]), &Stats { cpu_seconds: bad, ..stats(2, &[]) }, 1.0), None);
-            assert_eq!(between(&stats(1, &[]), &stats(2, &[(1, 1, bad)]), 1.0), None);
+            assert_eq!(between(&stats(1, &[]), &Stats { cpu_seconds: bad, ..stats(2, &[]) }), None);
+            assert_eq!(between(&stats(1, &[]), &Stats { uptime_seconds: bad, ..stats(2, &[]) }), None);
+            assert_eq!(between(&stats(1, &[]), &stats(2, &[(1, 1, 1, bad)])), None);
         }
     }
 }

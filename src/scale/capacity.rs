@@ -14,6 +14,8 @@
 //!
 //! This is deliberately simple and errs towards more servers; a simulation is meant to replace [`Learned::capacity`].
 
+use ortolan_protocol::stats::BatchCell;
+
 use super::PodWindow;
 
 /// How much of what was learned before is kept when a server reports once more.
@@ -21,7 +23,7 @@ const FADING: f64 = 0.98;
 /// The share of its CPUs that a server may use at its capacity.
 const CPU_SHARE: f64 = 0.8;
 /// The utilization up to which a server is used although the prediction sees no rate that meets the target.
-const LEAST_UTILIZATION: f64 = 0.2;
+const LEAST_UTILIZATION: f64 = 0.5;
 
 /// The latency to keep.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +51,7 @@ pub struct Learned {
     seconds: f64,
     rows_squared: f64,
     rows_seconds: f64,
-    requests_arrived: f64,
+    requests_admitted: f64,
     rows_arrived: f64,
     cpu_seconds: f64,
     cpu_rows: f64,
@@ -89,27 +91,38 @@ impl Learned {
             &mut self.seconds,
             &mut self.rows_squared,
             &mut self.rows_seconds,
-            &mut self.requests_arrived,
+            &mut self.requests_admitted,
             &mut self.rows_arrived,
             &mut self.cpu_seconds,
             &mut self.cpu_rows,
         ] {
             *sum *= FADING;
         }
-        for cell in pod.batches.iter().filter(|cell| cell.count > 0) {
-            let count = cell.count as f64;
-            let rows = cell.rows as f64 / count;
-            self.batches += count;
-            self.rows += cell.rows as f64;
-            self.seconds += cell.seconds;
-            self.rows_squared += count * rows * rows;
-            self.rows_seconds += rows * cell.seconds;
-        }
-        self.requests_arrived += pod.requests_arrived as f64;
+        self.add(&pod.batches, 1.0);
+        self.requests_admitted += pod.requests_admitted as f64;
         self.rows_arrived += pod.rows_arrived as f64;
         self.cpu_seconds += pod.cpu_seconds;
         self.cpu_rows += executed as f64;
         self.cpus = pod.cpus;
+    }
+
+    /// Takes in what a server executed before it was looked at for the first time, its warm-up at least. It counts as at
+    /// most a hundred batches, so that what is seen later soon outweighs it.
+    pub fn begin_with(&mut self, batches: &[BatchCell]) {
+        let count: u64 = batches.iter().map(|cell| cell.count).sum();
+        self.add(batches, (100.0 / count.max(1) as f64).min(1.0));
+    }
+
+    fn add(&mut self, batches: &[BatchCell], weight: f64) {
+        for cell in batches.iter().filter(|cell| cell.count > 0) {
+            let count = cell.count as f64;
+            let rows = cell.rows as f64 / count;
+            self.batches += weight * count;
+            self.rows += weight * cell.rows as f64;
+            self.seconds += weight * cell.seconds;
+            self.rows_squared += weight * count * rows * rows;
+            self.rows_seconds += weight * rows * cell.seconds;
+        }
     }
 
     /// The service time, or `None` before the first batch.
@@ -130,7 +143,7 @@ impl Learned {
 
     /// Mean rows of a request, at least one.
     fn rows_per_request(&self) -> f64 {
-        if self.requests_arrived > 0.0 { (self.rows_arrived / self.requests_arrived).max(1.0) } else { 1.0 }
+        if self.requests_admitted > 0.0 { (self.rows_arrived / self.requests_admitted).max(1.0) } else { 1.0 }
     }
 
     /// What one server carries, or `None` before the first batch.
@@ -202,7 +215,6 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
-    use ortolan_protocol::stats::BatchCell;
     use proptest::prelude::*;
 
     use super::*;
@@ -213,6 +225,7 @@ mod tests {
         let batches: Vec<_> = cells
             .iter()
             .map(|(rows, seconds, count)| BatchCell {
+                limit: *rows,
                 count: *count,
                 rows: rows * count,
                 seconds: seconds * *count as f64,
@@ -221,7 +234,7 @@ mod tests {
         let rows = batches.iter().map(|cell| cell.rows).sum();
         PodWindow {
             seconds: 1.0,
-            requests_arrived: rows,
+            requests_admitted: rows,
             rows_arrived: rows,
             max_batch_rows: 32,
             batches,
@@ -236,6 +249,16 @@ mod tests {
         learned.observe(&pod(&[(1, 0.015, 10), (4, 0.030, 10), (16, 0.090, 10)]));
         let ServiceTime { alpha, beta } = learned.service_time().unwrap();
         assert!((alpha - 0.010).abs() < 1e-9 && (beta - 0.005).abs() < 1e-9, "{alpha} {beta}");
+    }
+
+    #[test]
+    fn a_servers_warm_up_is_the_first_knowledge() {
+        let mut learned = Learned::default();
+        learned.begin_with(&pod(&[(1, 0.015, 1000), (16, 0.090, 1000)]).batches);
+        let ServiceTime { alpha, beta } = learned.service_time().unwrap();
+        assert!((alpha - 0.010).abs() < 1e-9 && (beta - 0.005).abs() < 1e-9, "{alpha} {beta}");
+        (0..20).for_each(|_| learned.observe(&pod(&[(1, 0.1, 50)])));
+        assert!(learned.service_time().unwrap().of(1.0) > 0.05, "what is seen soon outweighs it");
     }
 
     #[test]
@@ -273,7 +296,7 @@ mod tests {
         learned.observe(&pod(&[(1, 0.25, 50)]));
         let capacity = learned.capacity(GOAL).unwrap();
         assert!((capacity.out_of_reach.unwrap() - 0.25).abs() < 1e-9);
-        assert!((capacity.rows_per_second - 0.8).abs() < 1e-9, "a fifth of its raw rate of 4");
+        assert!((capacity.rows_per_second - 2.0).abs() < 1e-9, "half of its raw rate of 4");
     }
 
     #[test]

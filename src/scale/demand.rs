@@ -28,8 +28,11 @@ impl Demand {
     /// Takes in one look; `window`: how long its rate is remembered for [`Demand::peak`].
     pub fn observe(&mut self, observation: &Observation, now: f64, window: f64) {
         let per_second = |rows: u64, seconds: f64| rows as f64 / seconds.max(0.1);
-        let rows: f64 = observation.pods.iter().map(|pod| per_second(pod.rows_arrived, pod.seconds)).sum();
-        let requests: f64 = observation.pods.iter().map(|pod| per_second(pod.requests_arrived, pod.seconds)).sum();
+        // Servers that told nothing in this look are taken to be as busy as the others.
+        let unseen = observation.unseen();
+        let rows = unseen * observation.pods.iter().map(|pod| per_second(pod.rows_arrived, pod.seconds)).sum::<f64>();
+        let requests =
+            unseen * observation.pods.iter().map(|pod| per_second(pod.requests_admitted, pod.seconds)).sum::<f64>();
         let each = if requests > 0.0 { (rows / requests).max(1.0) } else { 1.0 };
         self.arrivals.push_back((now, rows, each));
         while self.arrivals.front().is_some_and(|(at, ..)| now - at > TREND) {
@@ -86,7 +89,7 @@ mod tests {
     use crate::scale::PodWindow;
 
     fn look(rows: u64) -> Observation {
-        let pod = PodWindow { seconds: 1.0, rows_arrived: rows, requests_arrived: rows, ..PodWindow::default() };
+        let pod = PodWindow { seconds: 1.0, rows_arrived: rows, requests_admitted: rows, ..PodWindow::default() };
         Observation { pods: vec![pod], ..Observation::default() }
     }
 

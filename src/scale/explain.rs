@@ -27,7 +27,7 @@ pub(super) fn reason(config: &Config, plan: &Plan) -> String {
             format!("{text}; {wanted} servers are needed, maxReplicas is {}", config.max)
         }
         Some(Limit::TargetOutOfReach { execution }) => format!(
-            "{text}; one execution alone takes {}, above the target: give a server more CPU, or raise the target",
+            "{text}; one execution alone takes {}, more than the target leaves: give a server more CPU, lower batching.maxDelay, or raise the target",
             seconds(*execution)
         ),
     }

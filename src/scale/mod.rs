@@ -37,6 +37,8 @@ const MINIMUM_REQUESTS: u64 = 20;
 const BREACH_LOOKS: u32 = 5;
 /// How many of the last looks must be above the target to count as a breach.
 const BREACH_COUNT: u32 = 3;
+/// Servers that are added because of latency alone before it counts as of no use.
+const LATENCY_STEPS: u32 = 2;
 /// A backlog is to be worked off within this many seconds.
 const DRAIN_SECONDS: f64 = 5.0;
 
@@ -51,6 +53,8 @@ pub struct Config {
     pub quantile: f64,
     /// The target.
     pub target: Duration,
+    /// How long a batch may wait for more rows; it is part of a request's latency.
+    pub batch_delay: Duration,
 }
 
 /// What was seen in the last look, about a second.
@@ -58,19 +62,25 @@ pub struct Config {
 pub struct Observation {
     /// Ready servers that told their numbers.
     pub pods: Vec<PodWindow>,
-    /// Ready servers that did not.
+    /// Ready servers that have not for some seconds, or that tell nonsense.
     pub silent: u32,
+    /// Ready servers that had nothing to tell in this look: the first look at them, or one that they missed.
+    pub unheard: u32,
+    /// What servers executed before the first look at them.
+    pub first_batches: Vec<BatchCell>,
     /// Servers on their way to being ready.
     pub starting: u32,
-    /// Seconds from the creation of a pod until it was ready, the slowest tenth; absent when none was seen.
+    /// Seconds from the creation of a pod until it was ready, the slowest of the last ones; absent when none was seen.
     pub cold_start: Option<f64>,
     /// A rollout is under way: no scale-in.
     pub rolling_out: bool,
 }
 
 impl Observation {
-    fn ready(&self) -> u32 {
-        u32::try_from(self.pods.len()).unwrap_or(u32::MAX).saturating_add(self.silent)
+    /// By how much the servers that told their numbers are fewer than those that are ready, as a factor.
+    fn unseen(&self) -> f64 {
+        let told = self.pods.len() as f64;
+        if told > 0.0 { (told + f64::from(self.silent) + f64::from(self.unheard)) / told } else { 1.0 }
     }
 }
 
@@ -79,8 +89,8 @@ impl Observation {
 pub struct PodWindow {
     /// The time between the two looks, in seconds, above zero.
     pub seconds: f64,
-    /// Requests that arrived.
-    pub requests_arrived: u64,
+    /// Requests that arrived with the rows of `rows_arrived`.
+    pub requests_admitted: u64,
     /// Rows that arrived.
     pub rows_arrived: u64,
     /// Rows that wait.
@@ -106,6 +116,7 @@ pub struct Memory {
     demand: Demand,
     trust: f64,
     breaches: u32,
+    latency_steps: u32,
     cold_start: f64,
     last_up: f64,
     last_down: f64,
@@ -121,6 +132,7 @@ impl Memory {
             demand: Demand::default(),
             trust: 1.0,
             breaches: 0,
+            latency_steps: 0,
             cold_start: 5.0,
             last_up: now,
             last_down: now,
@@ -201,6 +213,7 @@ pub fn decide(config: &Config, observation: &Observation, memory: Memory, now: f
     if plan.replicas > current {
         memory.last_up = now;
         memory.breaches = 0;
+        memory.latency_steps = if plan.cause == Cause::Latency { memory.latency_steps + 1 } else { 0 };
     }
     if plan.replicas < current {
         memory.last_down = now;
@@ -223,6 +236,9 @@ struct Plan {
 }
 
 fn learn(config: &Config, observation: &Observation, mut memory: Memory, now: f64) -> Memory {
+    if !observation.first_batches.is_empty() {
+        memory.learned.begin_with(&observation.first_batches);
+    }
     for pod in &observation.pods {
         memory.learned.observe(pod);
     }
@@ -243,6 +259,9 @@ fn learn(config: &Config, observation: &Observation, mut memory: Memory, now: f6
         memory.trust = (memory.trust * 0.95).max(LOWEST_TRUST);
     } else if observed.is_some() && !breached {
         memory.trust = (memory.trust * 1.005).min(1.0);
+        if memory.breaches == 0 {
+            memory.latency_steps = 0;
+        }
     }
     memory
 }
@@ -253,15 +272,15 @@ fn plan(config: &Config, observation: &Observation, memory: &Memory, current: u3
         // Nobody ready yet is a start, not silence; either way nothing is known and what is there stays.
         return hold(if observation.silent > 0 { Cause::Silent } else { Cause::Unknown });
     }
-    let goal = Goal { quantile: config.quantile, target: config.target.as_secs_f64() };
+    let target = config.target.saturating_sub(config.batch_delay).as_secs_f64();
+    let goal = Goal { quantile: config.quantile, target };
     let Some(Capacity { rows_per_second, out_of_reach }) = memory.learned.capacity(goal) else {
         return hold(Cause::Unknown);
     };
     let capacity = memory.trust * rows_per_second;
-    let unseen = f64::from(observation.ready()) / observation.pods.len() as f64;
     let queued: u64 = observation.pods.iter().map(|pod| pod.queued_rows).sum();
-    let backlog = if queued as f64 > capacity { queued as f64 / DRAIN_SECONDS } else { 0.0 };
-    let load = (memory.demand.expected(memory.cold_start + 1.0) + backlog) * unseen;
+    let backlog = if queued as f64 > capacity { observation.unseen() * queued as f64 / DRAIN_SECONDS } else { 0.0 };
+    let load = memory.demand.expected(memory.cold_start + 1.0) + backlog;
     let wanted = servers(load, capacity);
     let mut plan = Plan { replicas: current, cause: Cause::Steady, limited: None, load, capacity };
     if wanted > current {
@@ -270,7 +289,7 @@ fn plan(config: &Config, observation: &Observation, memory: &Memory, current: u3
         if wanted > config.max {
             plan.limited = Some(Limit::MaxReplicas { wanted });
         }
-    } else if asks_for_one_more(observation, memory, now) {
+    } else if out_of_reach.is_none() && asks_for_one_more(observation, memory, now) {
         plan.cause = Cause::Latency;
         plan.replicas = (current + 1).min(config.max);
         if current >= config.max {
@@ -288,9 +307,11 @@ fn plan(config: &Config, observation: &Observation, memory: &Memory, current: u3
     plan
 }
 
-/// Whether latency has been above the target for most of the last looks while every server was there to help.
+/// Whether latency has been above the target for most of the last looks while every server was there to help, and more
+/// servers were not already tried in vain.
 fn asks_for_one_more(observation: &Observation, memory: &Memory, now: f64) -> bool {
     memory.breaches.count_ones() >= BREACH_COUNT
+        && memory.latency_steps < LATENCY_STEPS
         && observation.starting == 0
         && now - memory.last_up >= memory.cold_start + f64::from(BREACH_LOOKS)
 }

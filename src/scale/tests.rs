@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 
 fn config() -> Config {
-    Config { min: 1, max: 10, quantile: 0.99, target: Duration::from_millis(100) }
+    Config { min: 1, max: 10, quantile: 0.99, target: Duration::from_millis(100), batch_delay: Duration::ZERO }
 }
 
 /// A pod with S(b) = 10 ms + 5 ms·b that was asked `rows` times in the last second.
@@ -14,13 +14,13 @@ fn busy(rows: u64, latency: f64) -> PodWindow {
     (0..rows).for_each(|_| histogram.record(latency));
     PodWindow {
         seconds: 1.0,
-        requests_arrived: rows,
+        requests_admitted: rows,
         rows_arrived: rows,
         max_batch_rows: 32,
         latency: histogram,
         batches: vec![
-            BatchCell { count: 2 * rows / 10, rows: 2 * rows / 10, seconds: 0.015 * (2 * rows / 10) as f64 },
-            BatchCell { count: rows / 10, rows: 8 * (rows / 10), seconds: 0.05 * (rows / 10) as f64 },
+            BatchCell { limit: 1, count: 2 * rows / 10, rows: 2 * rows / 10, seconds: 0.015 * (2 * rows / 10) as f64 },
+            BatchCell { limit: 8, count: rows / 10, rows: 8 * (rows / 10), seconds: 0.05 * (rows / 10) as f64 },
         ],
         cpu_seconds: 0.1,
         cpus: 1.0,
@@ -128,6 +128,31 @@ fn latency_that_stays_above_the_target_asks_for_one_more() {
     let (decision, _) = repeat(&config(), &seen(vec![busy(30, 0.4); 2]), Memory::seeded(2, 0.0), 1, 10);
     assert_eq!((decision.replicas, decision.cause), (3, Cause::Latency));
     assert!(decision.reason.contains("stays above 100ms"), "{}", decision.reason);
+}
+
+#[test]
+fn servers_that_do_not_help_are_not_added_without_end() {
+    let (decision, _) = repeat(&config(), &seen(vec![busy(30, 0.4); 2]), Memory::seeded(2, 0.0), 1, 600);
+    assert!(decision.replicas <= 4, "{decision:?}");
+}
+
+#[test]
+fn a_batch_delay_beyond_the_target_is_said_and_adds_no_servers() {
+    let config = Config { batch_delay: Duration::from_millis(200), ..config() };
+    let (decision, _) = repeat(&config, &seen(vec![busy(30, 0.2)]), Memory::seeded(1, 0.0), 1, 200);
+    assert!(matches!(decision.limited, Some(Limit::TargetOutOfReach { .. })), "{decision:?}");
+    assert!(decision.replicas <= 3, "{decision:?}");
+}
+
+#[test]
+fn a_server_that_misses_a_look_does_not_change_the_load() {
+    let both = seen(vec![busy(60, 0.03); 2]);
+    let one = Observation { unheard: 1, ..seen(vec![busy(60, 0.03)]) };
+    let (decision, memory) = repeat(&config(), &both, Memory::seeded(2, 0.0), 1, 10);
+    let before = decision.replicas;
+    let (decision, memory) = repeat(&config(), &one, memory, 11, 5);
+    let (after, _) = repeat(&config(), &both, memory, 16, 10);
+    assert_eq!((decision.replicas, after.replicas), (before, before));
 }
 
 #[test]

@@ -113,6 +113,13 @@ fn ready(facts: &Facts<'_>) -> Verdict {
 
 fn artifact_resolved(facts: &Facts<'_>) -> Verdict {
     match facts.target() {
+        Some((revision, target)) if target.other_digest.is_some() => {
+            let (digest, other) = (target.digest.unwrap_or_default(), target.other_digest.unwrap_or_default());
+            let message = format!(
+                "servers of revision {revision} have different models, sha256:{digest} and sha256:{other}: the bytes at the source changed. Set spec.model.sha256 to the one that is meant"
+            );
+            verdict("False", reason::DIGEST_CHANGED, message)
+        }
         Some((_, target)) if target.digest.is_some() => {
             let digest = target.digest.unwrap_or_default();
             verdict("True", reason::RESOLVED, format!("the model is sha256:{digest}"))

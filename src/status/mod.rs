@@ -23,7 +23,6 @@ use crate::{
     rollout,
     scale::Decision,
 };
-use numbers::Numbers;
 use problems::Problem;
 
 /// What is seen of one revision.
@@ -35,6 +34,8 @@ pub struct RevisionFacts {
     pub ready: u32,
     /// The digest of the model's bytes, as hex, once a server told it.
     pub digest: Option<String>,
+    /// Another digest that some server told: the bytes at the source changed.
+    pub other_digest: Option<String>,
     /// What keeps its servers from serving.
     pub problem: Option<Problem>,
 }
@@ -54,8 +55,8 @@ pub struct Facts<'a> {
     pub desired: u32,
     /// The last decision, where latency decides and something was decided.
     pub decision: Option<&'a Decision>,
-    /// Numbers to be written now; the ones in `previous` stay when absent.
-    pub numbers: Option<Numbers>,
+    /// What is to become of the numbers in `previous`.
+    pub numbers: numbers::Change,
     /// The Service exists.
     pub routed: bool,
     /// Why the children could not be applied.
@@ -119,8 +120,9 @@ fn variants(facts: &Facts<'_>) -> Vec<VariantStatus> {
     let Some(serving) = facts.rollout.stable.as_ref().or(facts.rollout.candidate.as_ref()) else { return Vec::new() };
     let written = facts.previous.variants.first();
     let (latency, throughput) = match &facts.numbers {
-        Some(numbers) => (numbers.latency(), Some(numbers.throughput())),
-        None => (
+        numbers::Change::Write(numbers) => (numbers.latency(), Some(numbers.throughput())),
+        numbers::Change::Clear => (None, None),
+        numbers::Change::Keep => (
             written.and_then(|variant| variant.latency.clone()),
             written.and_then(|variant| variant.throughput.clone()),
         ),

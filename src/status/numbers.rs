@@ -23,6 +23,18 @@ pub struct Numbers {
     pub p99: Option<f64>,
 }
 
+/// What is to become of the numbers in `status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Change {
+    /// They stay as they are.
+    #[default]
+    Keep,
+    /// No server tells any: they are taken back.
+    Clear,
+    /// These are written.
+    Write(Numbers),
+}
+
 impl Numbers {
     /// The numbers of requests that were answered within `seconds`.
     pub fn of(latency: &Histogram, seconds: f64) -> Self {

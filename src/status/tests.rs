@@ -29,6 +29,7 @@ struct Situation {
     decision: Option<Decision>,
     apply_error: Option<String>,
     routed: bool,
+    numbers: numbers::Change,
 }
 
 impl Situation {
@@ -41,11 +42,12 @@ impl Situation {
             decision: None,
             apply_error: None,
             routed: true,
+            numbers: numbers::Change::Keep,
         }
     }
 
     fn serving() -> Self {
-        let facts = RevisionFacts { replicas: 2, ready: 2, digest: Some("00ff".into()), problem: None };
+        let facts = RevisionFacts { replicas: 2, ready: 2, digest: Some("00ff".into()), ..RevisionFacts::default() };
         Self {
             rollout: rollout::Plan { stable: Some("a".into()), ..rollout::Plan::default() },
             revisions: BTreeMap::from([("a".to_owned(), facts)]),
@@ -68,7 +70,7 @@ impl Situation {
             revisions: &self.revisions,
             desired: 2,
             decision: self.decision.as_ref(),
-            numbers: None,
+            numbers: self.numbers,
             routed: self.routed,
             apply_error: self.apply_error.clone(),
             now,
@@ -178,6 +180,23 @@ fn the_digest_stays_known_while_no_server_tells_it() {
     situation.previous = situation.status(NOW);
     situation.revisions.get_mut("a").unwrap().digest = None;
     assert_eq!(situation.status(NOW).stable.unwrap().digest.as_deref(), Some("sha256:00ff"));
+}
+
+#[test]
+fn servers_of_one_revision_with_different_models_are_said() {
+    let mut situation = Situation::serving();
+    situation.revisions.get_mut("a").unwrap().other_digest = Some("aa00".into());
+    insta::assert_snapshot!(situation.text());
+}
+
+#[test]
+fn numbers_of_servers_that_are_silent_are_taken_back() {
+    let mut situation = Situation::serving();
+    situation.previous = situation.status(NOW);
+    situation.previous.variants[0].throughput = Some("500/s".into());
+    assert_eq!(situation.status(NOW).variants[0].throughput.as_deref(), Some("500/s"));
+    situation.numbers = numbers::Change::Clear;
+    assert_eq!(situation.status(NOW).variants[0].throughput, None);
 }
 
 #[test]

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from harness.kube import KubectlError, Namespace, kubectl
+from harness.kube import KubectlError, Namespace, check_operator_log, kubectl
 from harness.models import ModelStore
 
 DIGITS = pathlib.Path(__file__).resolve().parents[2] / "examples" / "digits"
@@ -66,3 +66,10 @@ def manifest_file() -> pathlib.Path:
 def holdout() -> pathlib.Path:
     """Held-out images and labels."""
     return DIGITS / "holdout.json"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operator_log():
+    """The operator that is there at the end was refused nothing; tests that end one look at its log before."""
+    yield
+    check_operator_log()

@@ -11,15 +11,21 @@ BODY = json.dumps({"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1
 CHILDREN = "deployments,replicasets,pods,services,poddisruptionbudgets,controllerrevisions"
 
 
+def with_digest(namespace) -> dict | None:
+    """The stable revision, once a server has told its digest."""
+    stable = namespace.status("digits")["stable"]
+    return stable if "digest" in stable else None
+
+
 def test_a_new_model_file_is_rolled_out_without_a_failed_request(namespace, store, digits, digits_v2):
     namespace.apply(manifest("digits", store.add("one.onnx", digits), replicas=2))
     namespace.wait_served("digits")
-    first = namespace.status("digits")["stable"]
+    first = wait_for("the digest is known", lambda: with_digest(namespace), 10)
     load = Load(f"http://{namespace.address('digits')}/v2/models/digits/infer", BODY, rate=50, seconds=300)
     try:
         namespace.apply(manifest("digits", store.add("two.onnx", digits_v2), replicas=2))
         namespace.wait_served("digits")
-        second = namespace.status("digits")["stable"]
+        second = wait_for("the digest is known", lambda: with_digest(namespace), 10)
         assert second["revision"] != first["revision"] and second["digest"] != first["digest"]
         gone = lambda: len(namespace.items("pods", "--selector", f"ortolan.dev/revision={first['revision']}")) == 0
         wait_for("the old revision's servers have drained", gone, 60)
@@ -63,6 +69,9 @@ def test_children_that_are_edited_or_deleted_are_put_back(namespace, store, digi
     edit("service", "digits", {"spec": {"ports": [{"name": "http", "port": 80, "targetPort": 1234}]}})
     ports = lambda: [port["targetPort"] for port in namespace.get("service", "digits")["spec"]["ports"]]
     wait_for("the Service's ports are put back", lambda: 8080 in ports() and 1234 not in ports(), 15)
+    edit("service", "digits", {"spec": {"selector": {"nobody": "has-this"}}})
+    selector = lambda: namespace.get("service", "digits")["spec"]["selector"]
+    wait_for("the Service's selector is put back", lambda: "nobody" not in selector(), 15)
     edit("poddisruptionbudget", "digits", {"spec": {"maxUnavailable": 5}})
     budget = lambda: namespace.get("poddisruptionbudget", "digits")["spec"]["maxUnavailable"]
     wait_for("the budget is put back", lambda: budget() == 1, 15)

@@ -69,8 +69,8 @@ def test_the_readmes_model_is_served_and_every_protocol_answers_as_onnx_runtime_
 
     status = namespace.status("digits")
     digest = namespace.model("digits")["spec"]["model"]["sha256"]
-    assert status["stable"]["digest"] == f"sha256:{digest}"
     assert status["observedGeneration"] == 1
+    wait_for("the digest is known", lambda: namespace.status("digits")["stable"].get("digest") == f"sha256:{digest}", 10)
     wait_for("the observed latency is shown", lambda: "p99" in namespace.status("digits")["variants"][0].get("latency", {}), 30)
 
 
@@ -104,7 +104,7 @@ def test_a_model_in_a_volume_is_served(namespace, tmp_path, digits, expected):
     namespace.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume})
     try:
         namespace.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": claim})
-        namespace.apply(manifest("digits", "pvc://models/digits/model.onnx"))
+        namespace.apply(manifest("digits", "pvc://models/digits/model.onnx", server={"batching": {"maxSize": 64}}))
         namespace.wait_served("digits")
         http = tritonclient.http.InferenceServerClient(f"{namespace.address('digits')}:80")
         labels, _ = ask(tritonclient.http, http, expected[0][:60], binary=True)

@@ -84,7 +84,10 @@ class Namespace:
                 and "Stalled" not in conditions
             )
 
-        wait_for(f"{name} is served\n{self.kubectl('describe', 'modeldeployment', name)}", served, timeout)
+        try:
+            wait_for(f"{name} is served", served, timeout)
+        except AssertionError as late:
+            raise AssertionError(f"{late}\n{self.kubectl('describe', 'modeldeployment', name)}") from None
 
     def pods(self, name: str) -> list[dict]:
         """The servers of a model that are not on their way out."""
@@ -110,3 +113,14 @@ def manifest(name: str, uri: str, **spec) -> dict:
         "metadata": {"name": name},
         "spec": {"model": model, **spec},
     }
+
+
+def check_operator_log() -> None:
+    """Fails where the operator's log tells of an error, or of a call that its role does not grant."""
+    log = kubectl("--namespace", "ortolan-system", "logs", "deployment/ortolan", "--tail=-1")
+    entries = [json.loads(line) for line in log.splitlines()]
+    assert entries, "the operator logs one JSON object a line"
+    # A namespace that is being deleted takes nothing new; that is no missing right.
+    texts = [json.dumps(entry) for entry in entries if "is being terminated" not in json.dumps(entry)]
+    refused = [text for text in texts if "forbidden" in text.lower() or '"level": "ERROR"' in text]
+    assert refused == []
