@@ -1,30 +1,14 @@
 """What each value does to what is rendered."""
 
 import pytest
+import yaml
 
 from chart import CHART, DIGEST, ROOT, Rendered, helm, render
 
-SYSTEM = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
-SPREAD = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
-TOLERATION = {"key": "dedicated", "operator": "Exists", "effect": "NoSchedule"}
-AFFINITY = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
+EVERYTHING = yaml.safe_load((ROOT / "tests" / "chart" / "everything.yaml").read_text())
 SELECTOR = {"app.kubernetes.io/name": "ortolan"}
-
-EVERYTHING = {
-    "image": {"digest": DIGEST},
-    "imagePullSecrets": [{"name": "registry"}],
-    "extraEnv": [{"name": "RUST_BACKTRACE", "value": "1"}],
-    "podAnnotations": {"note": "here"},
-    "podLabels": {"team": "platform"},
-    "podDisruptionBudget": {"enabled": True},
-    "nodeSelector": {"kubernetes.io/os": "linux"},
-    "tolerations": [TOLERATION],
-    "affinity": AFFINITY,
-    "topologySpreadConstraints": [SPREAD],
-    "priorityClassName": "system-cluster-critical",
-    "networkPolicy": {"enabled": True},
-    "metrics": {"serviceMonitor": {"enabled": True}},
-}
+SYSTEM = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+(SPREAD,) = EVERYTHING["topologySpreadConstraints"]
 
 
 def test_everything_is_in_the_namespace_of_the_release():
@@ -60,8 +44,8 @@ def test_settings_of_the_pod():
     spec = pod["spec"]
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
     assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
-    assert spec["tolerations"] == [TOLERATION]
-    assert spec["affinity"] == AFFINITY
+    assert spec["tolerations"] == EVERYTHING["tolerations"]
+    assert spec["affinity"] == EVERYTHING["affinity"]
     assert spec["priorityClassName"] == "system-cluster-critical"
     assert spec["topologySpreadConstraints"] == [{**SPREAD, "labelSelector": {"matchLabels": SELECTOR}}]
 
