@@ -186,7 +186,9 @@ fn scaling_active(facts: &Facts<'_>) -> Verdict {
         (ScalingGoal::Latency { .. }, Some(decision)) if matches!(decision.cause, Cause::Silent | Cause::Unknown) => {
             verdict("Unknown", reason::NO_OBSERVATIONS, decision.reason.clone())
         }
-        (ScalingGoal::Latency { .. }, None) => verdict("Unknown", reason::NO_OBSERVATIONS, "nothing was observed yet"),
+        (ScalingGoal::Latency { .. }, None) => as_before(facts, SCALING_ACTIVE)
+            .filter(|before| before.reason != reason::FIXED)
+            .unwrap_or_else(|| verdict("Unknown", reason::NO_OBSERVATIONS, "nothing was observed yet")),
         (ScalingGoal::Latency { .. }, Some(_)) => {
             verdict("True", reason::FOLLOWING_LATENCY, "the number of servers follows the observed load and latency")
         }
@@ -213,8 +215,19 @@ fn reconciling(facts: &Facts<'_>) -> Option<Verdict> {
         .then(|| verdict("True", reason::STARTING, format!("{ready} of {desired} servers answer")))
 }
 
+/// What a condition said before: an operator that has just started knows no better than the one before it.
+fn as_before(facts: &Facts<'_>, type_: &str) -> Option<Verdict> {
+    let before = facts.previous.conditions.iter().find(|condition| condition.type_ == type_)?;
+    let status = ["True", "False", "Unknown"].into_iter().find(|status| *status == before.status)?;
+    Some(verdict(status, &before.reason, before.message.clone()))
+}
+
 fn scaling_limited(facts: &Facts<'_>) -> Option<Verdict> {
-    let decision = facts.decision?;
+    let decision = match (facts.decision, &facts.model.scaling) {
+        (Some(decision), _) => decision,
+        (None, ScalingGoal::Latency { .. }) => return as_before(facts, SCALING_LIMITED),
+        (None, ScalingGoal::Fixed(_)) => return None,
+    };
     let reason = match decision.limited.as_ref()? {
         Limit::MaxReplicas { .. } => reason::MAX_REPLICAS,
         Limit::TargetOutOfReach { .. } => reason::TARGET_OUT_OF_REACH,

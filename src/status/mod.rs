@@ -138,12 +138,15 @@ fn variants(facts: &Facts<'_>) -> Vec<VariantStatus> {
 }
 
 fn scaling(facts: &Facts<'_>) -> ScalingStatus {
+    let since = facts.previous.scaling.as_ref().filter(|previous| previous.desired == facts.desired);
     let reason = match (facts.decision, &facts.model.scaling) {
         (Some(decision), _) => decision.reason.clone(),
         (None, ScalingGoal::Fixed(_)) => "there is no latency target: the number is fixed".to_owned(),
-        (None, ScalingGoal::Latency { .. }) => "nothing was observed yet".to_owned(),
+        // An operator that has just started knows no better than the one before it.
+        (None, ScalingGoal::Latency { .. }) => {
+            since.map_or_else(|| "nothing was observed yet".to_owned(), |previous| previous.reason.clone())
+        }
     };
-    let since = facts.previous.scaling.as_ref().filter(|previous| previous.desired == facts.desired);
     let at = since.map_or_else(|| Time(facts.now), |previous| previous.at.clone());
     ScalingStatus { desired: facts.desired, reason, at }
 }

@@ -150,6 +150,17 @@ fn a_target_that_needs_more_servers_than_allowed() {
 }
 
 #[test]
+fn an_operator_that_has_just_started_says_what_the_one_before_it_said() {
+    let limited = Some(Limit::MaxReplicas { wanted: 6 });
+    let decision = Decision { replicas: 2, cause: Cause::Load, limited, reason: "6 servers are needed".into() };
+    let model = model(&serde_json::json!({"maxReplicas": 4, "latency": {"target": "50ms"}}));
+    let mut situation = Situation { model, decision: Some(decision), ..Situation::serving() };
+    situation.previous = situation.status(NOW);
+    situation.decision = None;
+    assert_eq!(situation.status(NOW), situation.previous);
+}
+
+#[test]
 fn a_failed_write_keeps_the_observed_generation() {
     let error = Some("Service ml/digits belongs to someone else".to_owned());
     let previous = ModelDeploymentStatus { observed_generation: Some(2), ..ModelDeploymentStatus::default() };
