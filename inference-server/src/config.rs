@@ -72,6 +72,10 @@ pub struct ServeArguments {
     /// The largest request body, over REST and gRPC alike
     #[arg(long, value_name = "BYTES", default_value = "64MiB", env = "ORTOLAN_MAX_REQUEST_BYTES")]
     pub max_request_bytes: ByteSize,
+    /// The most bytes of request bodies that are on their way at once, over REST and gRPC together; beyond it requests
+    /// are refused [default: 4 times --max-request-bytes]
+    #[arg(long, value_name = "BYTES", env = "ORTOLAN_MAX_BODY_BYTES_UNDER_WAY")]
+    pub max_body_bytes_under_way: Option<ByteSize>,
     /// How long a client may take to send a request's head
     #[arg(long, value_name = "TIME", default_value = "30s", env = "ORTOLAN_REQUEST_HEAD_TIMEOUT")]
     pub request_head_timeout: HumanDuration,
@@ -143,6 +147,8 @@ pub struct Config {
 pub struct RequestLimits {
     /// The largest body in bytes.
     pub max_bytes: usize,
+    /// The most bytes of all bodies that are coming in.
+    pub max_bytes_under_way: usize,
     /// How long a head may take.
     pub head_timeout: Duration,
     /// How long a body may take.
@@ -190,11 +196,7 @@ impl TryFrom<ServeArguments> for Config {
             max_model_bytes: arguments.max_model_bytes.as_u64(),
             cache_dir: arguments.cache_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("ortolan-models")),
             batching: batching(&arguments)?,
-            requests: RequestLimits {
-                max_bytes: size(arguments.max_request_bytes),
-                head_timeout: *arguments.request_head_timeout,
-                body_timeout: *arguments.request_body_timeout,
-            },
+            requests: requests(&arguments)?,
             cpus,
             threads: threads(arguments.threads, cpus)?,
             onnxruntime: library(arguments.onnxruntime)?,
@@ -225,6 +227,22 @@ fn batching(arguments: &ServeArguments) -> Result<Limits, Failure> {
         max_delay: *arguments.max_batch_delay,
         max_queue_rows,
         max_queue_bytes: size(arguments.max_queue_bytes),
+    })
+}
+
+fn requests(arguments: &ServeArguments) -> Result<RequestLimits, Failure> {
+    let max_bytes = size(arguments.max_request_bytes);
+    let max_bytes_under_way = arguments.max_body_bytes_under_way.map_or(max_bytes.saturating_mul(4), size);
+    if max_bytes_under_way < max_bytes {
+        return Err(invalid(format!(
+            "--max-body-bytes-under-way is {max_bytes_under_way}, and must not be less than --max-request-bytes ({max_bytes})"
+        )));
+    }
+    Ok(RequestLimits {
+        max_bytes,
+        max_bytes_under_way,
+        head_timeout: *arguments.request_head_timeout,
+        body_timeout: *arguments.request_body_timeout,
     })
 }
 
@@ -307,7 +325,7 @@ mod tests {
         assert_eq!((config.listen.http, config.listen.grpc, config.listen.ops), (8080, 8081, 9090));
         assert_eq!((config.batching.max_batch_rows, config.batching.max_queue_rows), (32, 2048));
         assert_eq!(config.batching.max_delay, Duration::ZERO);
-        assert_eq!(config.requests.max_bytes, 64 << 20);
+        assert_eq!((config.requests.max_bytes, config.requests.max_bytes_under_way), (64 << 20, 256 << 20));
         assert_eq!((config.drain.delay, config.drain.timeout), (Duration::from_secs(5), Duration::from_secs(25)));
         assert!(config.threads >= 1);
     }
@@ -323,10 +341,11 @@ mod tests {
 
     #[test]
     fn settings_that_cannot_be_met_are_refused_with_their_numbers() {
-        let cases: [(&[&str], &str); 8] = [
+        let cases: [(&[&str], &str); 9] = [
             (&["--format", "pickle"], "'pickle'"),
             (&["--max-batch-size", "0"], "--max-batch-size is 0"),
             (&["--max-queue-rows", "4"], "--max-queue-rows is 4"),
+            (&["--max-body-bytes-under-way", "1Mi"], "--max-body-bytes-under-way is 1048576"),
             (&["--threads", "0"], "--threads is 0"),
             (&["--sha256", "abc"], "64 hexadecimal"),
             (&["--revision", "a b"], "'a b'"),

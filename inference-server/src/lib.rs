@@ -8,6 +8,7 @@
 //! read or run something else.
 
 pub mod batch;
+pub mod body;
 pub mod config;
 pub mod cpu;
 pub mod engine;

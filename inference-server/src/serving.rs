@@ -9,6 +9,7 @@ use ortolan_protocol::oip::{ModelMetadata, ServerMetadata};
 use ortolan_protocol::stats::{Phase, Stats};
 
 use crate::batch::{Batcher, Request};
+use crate::body::UnderWay;
 use crate::config::{Config, RequestLimits};
 use crate::cpu;
 use crate::engine::Signature;
@@ -26,6 +27,7 @@ pub struct Server {
     version: String,
     revision: Option<String>,
     limits: RequestLimits,
+    bodies: Arc<UnderWay>,
     cpus: f64,
     counters: Arc<Counters>,
     instance: String,
@@ -56,6 +58,7 @@ impl Server {
             version: config.revision.clone().unwrap_or_else(|| "1".to_owned()),
             revision: config.revision.clone(),
             limits: config.requests,
+            bodies: Arc::new(UnderWay::new(config.requests)),
             cpus: config.cpus,
             counters: Arc::new(Counters::default()),
             instance: format!("{:016x}", RandomState::new().hash_one(0)),
@@ -80,6 +83,11 @@ impl Server {
     /// What clients may send.
     pub fn limits(&self) -> RequestLimits {
         self.limits
+    }
+
+    /// The requests' bodies that are coming in.
+    pub fn bodies(&self) -> &Arc<UnderWay> {
+        &self.bodies
     }
 
     /// What is counted.

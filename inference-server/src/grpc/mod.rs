@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::body::Body;
+use axum::extract::{Request as HttpRequest, State};
 use axum::http::HeaderValue;
 use axum::middleware;
 use axum::response::Response as HttpResponse;
+use http_body_util::BodyExt;
 use ortolan_protocol::grpc::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use ortolan_protocol::grpc::infer_parameter::ParameterChoice;
 use ortolan_protocol::grpc::{
@@ -26,6 +28,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, async_trait};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
+use crate::body::Bounded;
 use crate::error::{Error, ErrorKind};
 use crate::serving::Server;
 use crate::stats::Arrival;
@@ -33,6 +36,9 @@ use crate::stats::Arrival;
 /// What tonic answers to a message over the limit; by our rule it is `RESOURCE_EXHAUSTED`.
 const OUT_OF_RANGE: &str = "11";
 const RESOURCE_EXHAUSTED: HeaderValue = HeaderValue::from_static("8");
+
+/// In front of a message stand a byte for its encoding and four for its length.
+const FRAMING: usize = 5;
 
 /// The gRPC port. `health`: answers `grpc.health.v1`.
 pub fn app<H: Health>(server: Arc<Server>, health: HealthServer<H>) -> Router {
@@ -42,7 +48,19 @@ pub fn app<H: Health>(server: Arc<Server>, health: HealthServer<H>) -> Router {
         .add_service(health)
         .prepare()
         .into_axum_router()
-        .layer(middleware::map_response_with_state(server, name_too_large))
+        .layer(middleware::map_response_with_state(Arc::clone(&server), name_too_large))
+        .layer(middleware::map_request_with_state(server, bound))
+}
+
+/// Puts a body under the limits of all bodies. One that breaks them never becomes a call, and is counted here.
+async fn bound(State(server): State<Arc<Server>>, request: HttpRequest) -> HttpRequest {
+    request.map(|body| {
+        let bounded = Bounded::new(body, server.bodies(), FRAMING);
+        Body::new(bounded.map_err(move |error| {
+            server.counters().arrive().finish(&Err::<(), _>(error.clone()));
+            Status::from(error)
+        }))
+    })
 }
 
 async fn name_too_large(State(server): State<Arc<Server>>, mut response: HttpResponse) -> HttpResponse {

@@ -48,13 +48,15 @@ async fn infer(
     let (parts, body) = request.into_parts();
     let header_length = header_length(&parts.headers)?;
     let timeout = timeout_header(&parts.headers)?;
-    let body = body::read(&parts.headers, body, server.limits()).await?;
+    let (body, held) = body::read(&parts.headers, body, server.limits().max_bytes, server.bodies()).await?;
     arrival.body_received();
     let parsed = match header_length {
-        Some(0) => raw(model, body)?,
+        Some(0) => raw(model, body.clone())?,
         Some(length) => parse(model, &body, length)?,
         None => parse(model, &body, body.len())?,
     };
+    // What is kept of the body are tensors; from here on the queue counts them.
+    drop((body, held));
     let deadline = wire::deadline(arrival.since(), [timeout, parsed.timeout]);
     let request = parsed.builder.build(deadline)?;
     let outputs = request.outputs.clone();

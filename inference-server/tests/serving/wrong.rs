@@ -2,14 +2,18 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{Method, Request, StatusCode};
 use hyper::body::Frame;
-use ortolan_server::http;
+use ortolan_server::serving::Server;
+use ortolan_server::{grpc, http};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tonic::Code;
 
 use crate::common::{app, call, get, infer, send, server};
 
@@ -342,6 +346,87 @@ async fn a_body_that_never_ends_is_408_when_its_time_is_over() {
     let answer = send(&app, Request::post("/v2/models/add/infer").body(Body::new(Silence)).unwrap()).await;
     assert_eq!(answer.status, StatusCode::REQUEST_TIMEOUT);
     assert!(answer.error().contains("0.02 seconds"), "{}", answer.error());
+}
+
+#[tokio::test]
+async fn a_call_that_never_ends_is_deadline_exceeded_when_its_time_is_over() {
+    let server = server("add", &["--request-body-timeout", "20ms"]).await;
+    assert_eq!(call_grpc(&server, Body::new(Silence)).await, Code::DeadlineExceeded);
+    assert_eq!(server.stats().requests.refused, 1);
+}
+
+#[tokio::test]
+async fn bodies_under_way_are_refused_when_there_are_too_many_bytes_of_them_over_both_protocols() {
+    let server = server("add", &["--max-request-bytes", "1000", "--max-body-bytes-under-way", "1000"]).await;
+    let app = http::app(server.clone());
+    let wanted = add(&[]).to_string();
+    for is_grpc in [false, true] {
+        let (body, is_read) = unfinished(900);
+        let under_way = if is_grpc {
+            let server = server.clone();
+            tokio::spawn(async move { call_grpc(&server, body).await.to_string() })
+        } else {
+            let app = app.clone();
+            tokio::spawn(async move { infer(&app, "add", &[], body).await.status.to_string() })
+        };
+        is_read.await.unwrap();
+        let refused = infer(&app, "add", &[], wanted.clone()).await;
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
+        assert!(refused.error().contains("other requests") && refused.headers.contains_key("retry-after"));
+        assert_eq!(call_grpc(&server, Body::from(vec![0; 200])).await, Code::ResourceExhausted);
+        under_way.abort();
+        assert!(under_way.await.unwrap_err().is_cancelled());
+        assert_eq!(infer(&app, "add", &[], wanted.clone()).await.status, StatusCode::OK);
+    }
+    assert_eq!(server.stats().requests.shed, 4);
+}
+
+#[tokio::test]
+async fn a_call_of_endless_messages_is_left_when_it_is_too_long() {
+    let server = server("add", &["--max-request-bytes", "1000"]).await;
+    let endless = Body::new(Pieces { of: Bytes::from_static(&[0; 5]) });
+    assert_eq!(call_grpc(&server, endless).await, Code::ResourceExhausted);
+    assert_eq!(server.stats().requests.refused, 1);
+}
+
+/// How a call with that body ends.
+async fn call_grpc(server: &Arc<Server>, body: Body) -> Code {
+    let app = grpc::app(server.clone(), tonic_health::server::health_reporter().1);
+    let request =
+        Request::post("/inference.GRPCInferenceService/ModelInfer").header("content-type", "application/grpc");
+    let answer = send(&app, request.body(body).unwrap()).await;
+    Code::from_bytes(answer.headers["grpc-status"].as_bytes())
+}
+
+/// So many bytes (as gRPC reads them: the beginning of one message of 1000), and then nothing.
+struct Unfinished {
+    bytes: usize,
+    is_read: Option<oneshot::Sender<()>>,
+}
+
+/// Such a body, and what tells that its bytes were taken.
+fn unfinished(bytes: usize) -> (Body, oneshot::Receiver<()>) {
+    let (sender, is_read) = oneshot::channel();
+    (Body::new(Unfinished { bytes, is_read: Some(sender) }), is_read)
+}
+
+impl HttpBody for Unfinished {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match std::mem::take(&mut self.bytes) {
+            0 => {
+                self.is_read.take().map(|sender| sender.send(()));
+                Poll::Pending
+            }
+            bytes => {
+                let mut piece = vec![0; bytes];
+                piece[..5].copy_from_slice(&[0, 0, 0, 3, 232]);
+                Poll::Ready(Some(Ok(Frame::data(piece.into()))))
+            }
+        }
+    }
 }
 
 /// Nothing, for ever.
