@@ -82,7 +82,8 @@ pub struct ServeArguments {
     /// How long a client may take to send a request's body
     #[arg(long, value_name = "TIME", default_value = "60s", env = "ORTOLAN_REQUEST_BODY_TIMEOUT")]
     pub request_body_timeout: HumanDuration,
-    /// Where fetched models are kept [default: a folder in the system's temporary folder]
+    /// Where fetched models are kept, for this server alone: what earlier ones left is removed at the start [default: a
+    /// folder in the system's temporary folder, which others may use and nothing is removed from]
     #[arg(long, value_name = "DIR", env = "ORTOLAN_CACHE_DIR")]
     pub cache_dir: Option<PathBuf>,
     /// How long to keep answering after SIGTERM, for clients to learn that this server leaves
@@ -126,6 +127,8 @@ pub struct Config {
     pub max_model_bytes: u64,
     /// Where fetched models are kept.
     pub cache_dir: PathBuf,
+    /// Whether that folder is this server's alone.
+    pub owns_cache: bool,
     /// How requests become batches.
     pub batching: Limits,
     /// What clients may send.
@@ -195,6 +198,7 @@ impl TryFrom<ServeArguments> for Config {
             sha256: arguments.sha256.as_deref().map(checked_digest).transpose()?,
             max_model_bytes: arguments.max_model_bytes.as_u64(),
             cache_dir: arguments.cache_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("ortolan-models")),
+            owns_cache: arguments.cache_dir.is_some(),
             batching: batching(&arguments)?,
             requests: requests(&arguments)?,
             cpus,
@@ -325,6 +329,7 @@ mod tests {
         assert_eq!((config.listen.http, config.listen.grpc, config.listen.ops), (8080, 8081, 9090));
         assert_eq!((config.batching.max_batch_rows, config.batching.max_queue_rows), (32, 2048));
         assert_eq!(config.batching.max_delay, Duration::ZERO);
+        assert!(!config.owns_cache && parsed(&["--cache-dir", "/cache"]).unwrap().owns_cache);
         assert_eq!((config.requests.max_bytes, config.requests.max_bytes_under_way), (64 << 20, 256 << 20));
         assert_eq!((config.drain.delay, config.drain.timeout), (Duration::from_secs(5), Duration::from_secs(25)));
         assert!(config.threads >= 1);

@@ -80,12 +80,15 @@ async fn obtain(config: &Config, server: &Server) -> Result<Model, Failure> {
         cache: &config.cache_dir,
         retries: Retries::default(),
     };
+    if config.owns_cache {
+        fetch::sweep(&config.cache_dir, config.sha256.as_deref());
+    }
     let start = Instant::now();
     let fetched = fetch::fetch(&config.source, &wanted).await?;
     info!(bytes = fetched.bytes, sha256 = fetched.digest, took = ?start.elapsed(), "the model is fetched");
     server.fetched(&fetched.digest);
     runtime.await.map_err(|_| internal("the ONNX Runtime library stopped the thread that loaded it".to_owned()))??;
-    load::load(&fetched.path, config.threads, config.batching, Arc::clone(server.counters())).await
+    load::load(fetched, config.threads, config.batching, Arc::clone(server.counters())).await
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

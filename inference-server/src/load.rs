@@ -1,6 +1,5 @@
 //! From a file to a model that answers: builds the engine, runs it a few times, and puts the batcher in front.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use tracing::{info, warn};
 
 use crate::batch::{Batcher, Limits};
 use crate::engine::{self, Dimension, Engine, RunError, TensorSpec};
+use crate::fetch::Fetched;
 use crate::serving::Model;
 use crate::stats::Counters;
 use crate::tensor::{Shape, Tensor};
@@ -18,20 +18,21 @@ use crate::tensor::{Shape, Tensor};
 const WARM_UP_BUDGET: Duration = Duration::from_millis(500);
 
 /// Loads a model and warms it up, on a thread of its own: it takes as long as it takes, and must not hold up the ports.
-pub async fn load(path: &Path, threads: usize, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
+pub async fn load(fetched: Fetched, threads: usize, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
     let (done, loaded) = oneshot::channel();
-    let path = path.to_owned();
     let spawned = std::thread::Builder::new().name("load".to_owned()).spawn(move || {
         // Nobody waits any more when the server was told to stop meanwhile.
-        let _ = done.send(load_here(&path, threads, limits, counters));
+        let _ = done.send(load_here(&fetched, threads, limits, counters));
     });
     spawned.map_err(|error| internal(&format!("no thread can be started: {error}")))?;
     loaded.await.unwrap_or_else(|_| Err(internal("the runtime stopped unexpectedly while it loaded the model")))
 }
 
-fn load_here(path: &Path, threads: usize, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
+fn load_here(fetched: &Fetched, threads: usize, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
     let start = Instant::now();
-    let engine = engine::load(path, threads)?;
+    let engine = engine::load(&fetched.path, threads)?;
+    // The runtime opened the file anew: what it read must be what has the digest.
+    fetched.check_unchanged()?;
     let built = start.elapsed();
     serve(Box::new(engine), limits, counters, built)
 }

@@ -1,7 +1,8 @@
 //! A model on a local or mounted disk: read once for its digest, and served from where it lies.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
@@ -11,13 +12,35 @@ use super::{Fetched, failure, hex, too_large};
 
 const CHUNK: usize = 1 << 20;
 
-pub(super) fn read(path: &Path, max_bytes: u64) -> Result<Fetched, Failure> {
-    let (digest, bytes) = digest(path, max_bytes)?;
-    Ok(Fetched { path: path.to_owned(), digest, bytes })
+/// What tells that a file has not been written to nor replaced: device and inode, size, and the times of the last changes
+/// to its bytes and to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    inode: (u64, u64),
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
 }
 
-/// SHA-256 and size of a file of at most `max_bytes`.
-pub(super) fn digest(path: &Path, max_bytes: u64) -> Result<(String, u64), Failure> {
+impl Stamp {
+    pub fn of(path: &Path) -> io::Result<Self> {
+        fs::metadata(path).map(|metadata| Self::from(&metadata))
+    }
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            inode: (metadata.dev(), metadata.ino()),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// A file of at most `max_bytes`, with its digest.
+pub(super) fn read(path: &Path, max_bytes: u64) -> Result<Fetched, Failure> {
     let mut file = File::open(path).map_err(|error| unreadable(&error))?;
     let metadata = file.metadata().map_err(|error| unreadable(&error))?;
     if metadata.is_dir() {
@@ -34,7 +57,7 @@ pub(super) fn digest(path: &Path, max_bytes: u64) -> Result<(String, u64), Failu
     loop {
         let read = file.read(&mut chunk).map_err(|error| unreadable(&error))?;
         if read == 0 {
-            return Ok((hex(hash), bytes));
+            return Ok(Fetched { path: path.to_owned(), digest: hex(hash), bytes, stamp: Stamp::from(&metadata) });
         }
         bytes += read as u64;
         // The file may grow, or be a device.
@@ -45,7 +68,7 @@ pub(super) fn digest(path: &Path, max_bytes: u64) -> Result<(String, u64), Failu
     }
 }
 
-fn unreadable(error: &std::io::Error) -> Failure {
+fn unreadable(error: &io::Error) -> Failure {
     match error.kind() {
         ErrorKind::NotFound => failure(FailureReason::SourceNotFound, "the model file does not exist"),
         ErrorKind::PermissionDenied => {
@@ -69,6 +92,29 @@ mod tests {
         assert_eq!(fetched.digest, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(fetched.bytes, 3);
         assert_eq!(read(file.path(), 2).unwrap_err().reason, FailureReason::ModelTooLarge);
+    }
+
+    #[test]
+    fn a_file_that_changed_since_it_was_read_is_another_unless_its_bytes_are_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, other] = ["m.onnx", "other"].map(|name| folder.path().join(name));
+        fs::write(&path, "abc").unwrap();
+        let fetched = read(&path, 3).unwrap();
+        fetched.check_unchanged().unwrap();
+        let replace = |bytes: &str| {
+            fs::write(&other, bytes).unwrap();
+            fs::rename(&other, &path).unwrap();
+        };
+        replace("abc");
+        fetched.check_unchanged().unwrap();
+        for bytes in ["abd", "abcd", ""] {
+            replace(bytes);
+            let failure = fetched.check_unchanged().unwrap_err();
+            assert_eq!(failure.reason, FailureReason::DigestMismatch);
+            assert!(failure.message.contains(&fetched.digest) && !failure.message.contains('/'), "{}", failure.message);
+        }
+        fs::remove_file(&path).unwrap();
+        fetched.check_unchanged().unwrap_err();
     }
 
     #[test]

@@ -21,6 +21,8 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tracing::warn;
 
+use super::cache::{PART, file_name};
+use super::file::Stamp;
 use super::{Fetched, Wanted, failure, file, hex, invalid, too_large};
 
 const MAX_REDIRECTS: usize = 10;
@@ -83,8 +85,8 @@ pub(super) fn check_address(url: &Url) -> Result<(), Failure> {
 /// A file that an earlier container of this pod fetched, if it still has the wanted digest.
 fn cached(wanted: &Wanted<'_>) -> Option<Fetched> {
     let path = wanted.cache.join(file_name(wanted.sha256?));
-    let (digest, bytes) = file::digest(&path, wanted.max_bytes).ok()?;
-    (Some(digest.as_str()) == wanted.sha256).then_some(Fetched { path, digest, bytes })
+    let fetched = file::read(&path, wanted.max_bytes).ok()?;
+    (Some(fetched.digest.as_str()) == wanted.sha256).then_some(fetched)
 }
 
 async fn attempt(client: &Client, url: &Url, wanted: &Wanted<'_>) -> Result<Fetched, Failure> {
@@ -93,13 +95,14 @@ async fn attempt(client: &Client, url: &Url, wanted: &Wanted<'_>) -> Result<Fetc
         return Err(too_large(wanted.max_bytes));
     }
     let part =
-        tempfile::Builder::new().prefix(".part-").tempfile_in(wanted.cache).map_err(|error| cache_failure(&error))?;
+        tempfile::Builder::new().prefix(PART).tempfile_in(wanted.cache).map_err(|error| cache_failure(&error))?;
     let (digest, bytes) = store(response, part.path(), wanted.max_bytes).await?;
     // Checked before the file gets its name: nothing in the cache has a name that it does not deserve.
     super::check_digest(&digest, wanted.sha256)?;
     let path = wanted.cache.join(file_name(&digest));
     part.persist(&path).map_err(|error| cache_failure(&error.error))?;
-    Ok(Fetched { path, digest, bytes })
+    let stamp = Stamp::of(&path).map_err(|error| cache_failure(&error))?;
+    Ok(Fetched { path, digest, bytes, stamp })
 }
 
 async fn follow(client: &Client, mut url: Url) -> Result<Response, Failure> {
@@ -241,8 +244,4 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn StdError + 'stat
 
 fn cache_failure(error: &io::Error) -> Failure {
     failure(FailureReason::Internal, &format!("the model cannot be written to the cache folder: {error}"))
-}
-
-fn file_name(digest: &str) -> String {
-    format!("{digest}.onnx")
 }

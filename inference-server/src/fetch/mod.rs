@@ -4,6 +4,7 @@
 //! What is mounted into the pod (volume claims, config maps) is read where it lies; what comes over the network is
 //! streamed into the cache folder. Object stores and registries are not here yet; their schemes are refused by name.
 
+mod cache;
 mod file;
 mod http;
 
@@ -15,6 +16,8 @@ use ortolan_protocol::failure::{Failure, FailureReason};
 use reqwest::Url;
 use sha2::{Digest, Sha256};
 
+pub use cache::sweep;
+use file::Stamp;
 pub use http::Retries;
 
 /// Where a model is.
@@ -68,7 +71,7 @@ pub struct Wanted<'a> {
 }
 
 /// A model on the local disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Fetched {
     /// The file.
     pub path: PathBuf,
@@ -76,6 +79,25 @@ pub struct Fetched {
     pub digest: String,
     /// Its size.
     pub bytes: u64,
+    /// The file as it was before its digest was taken.
+    stamp: Stamp,
+}
+
+impl Fetched {
+    /// To be asked after the file was loaded by its path: whether what was loaded is what has the digest. A file that
+    /// changed in between, or was replaced, is read again, unless it only looks like it.
+    pub fn check_unchanged(&self) -> Result<(), Failure> {
+        if Stamp::of(&self.path).is_ok_and(|stamp| stamp == self.stamp) {
+            return Ok(());
+        }
+        match file::read(&self.path, self.bytes) {
+            Ok(now) if now.digest == self.digest => Ok(()),
+            _ => Err(failure(
+                FailureReason::DigestMismatch,
+                &format!("the model file changed while it was loaded: its SHA-256 was {}", self.digest),
+            )),
+        }
+    }
 }
 
 /// Gets the model. The failure says which part of it failed, for a person.

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use bytes::Bytes;
 use clap::Parser;
 use ortolan_server::config::{Arguments, Command, Config};
+use ortolan_server::fetch::{Fetched, Retries, Source, Wanted, fetch};
 use ortolan_server::serving::Server;
 use ortolan_server::{engine, http, load};
 use serde_json::Value;
@@ -42,12 +43,19 @@ pub fn empty_server(name: &str, flags: &[&str]) -> Arc<Server> {
     Arc::new(Server::new(&config(name, flags), Instant::now()))
 }
 
+/// A file as the server fetches it.
+pub async fn fetched(path: &Path) -> Fetched {
+    let wanted = Wanted { sha256: None, max_bytes: 1 << 20, cache: Path::new("unused"), retries: Retries::default() };
+    fetch(&Source::File(path.to_owned()), &wanted).await.unwrap()
+}
+
 /// A server that has loaded its model.
 pub async fn server(name: &str, flags: &[&str]) -> Arc<Server> {
     let config = config(name, flags);
     engine::initialize(&config.onnxruntime).unwrap();
     let server = Arc::new(Server::new(&config, Instant::now()));
-    let loaded = load::load(&model(name), config.threads, config.batching, Arc::clone(server.counters())).await;
+    let loaded =
+        load::load(fetched(&model(name)).await, config.threads, config.batching, Arc::clone(server.counters())).await;
     server.loaded(loaded.unwrap());
     server
 }

@@ -4,16 +4,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
+use ortolan_server::fetch::Fetched;
 use ortolan_server::serving::Model;
 use ortolan_server::stats::Counters;
 use ortolan_server::{engine, load};
 
-use crate::common::{config, model, runtime_library};
+use crate::common::{config, fetched, model, runtime_library};
 
 async fn loaded(path: &Path) -> Result<Model, Failure> {
+    load_fetched(fetched(path).await).await
+}
+
+async fn load_fetched(fetched: Fetched) -> Result<Model, Failure> {
     engine::initialize(&runtime_library()).unwrap();
     let batching = config("mlp", &[]).batching;
-    load::load(path, 1, batching, Arc::new(Counters::default())).await
+    load::load(fetched, 1, batching, Arc::new(Counters::default())).await
 }
 
 #[tokio::test]
@@ -80,4 +85,15 @@ async fn only_models_that_give_a_row_for_each_row_are_run_in_batches() {
     ] {
         assert_eq!(loaded(&model(name)).await.unwrap().has_rows, expected, "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_model_that_is_replaced_between_its_digest_and_its_loading_is_not_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.onnx");
+    std::fs::copy(model("mlp"), &path).unwrap();
+    let fetched = fetched(&path).await;
+    std::fs::copy(model("add"), &path).unwrap();
+    let failure = load_fetched(fetched).await.err().unwrap();
+    assert_eq!(failure.reason, FailureReason::DigestMismatch, "{}", failure.message);
 }

@@ -316,6 +316,18 @@ async fn clients_that_have_not_asked_for_anything_do_not_hold_up_a_drain() {
 }
 
 #[tokio::test]
+async fn what_killed_servers_left_in_the_cache_folder_is_removed_at_the_start() {
+    let cache = tempfile::tempdir().unwrap();
+    let names = [".part-aB3dE6".to_owned(), format!("{}.onnx", "0".repeat(64)), "kept.onnx".to_owned()];
+    let files = names.map(|name| cache.path().join(name));
+    for file in &files {
+        std::fs::write(file, "x").unwrap();
+    }
+    let _program = Program::start(&add_model(), &["--cache-dir", cache.path().to_str().unwrap()]).ready().await;
+    assert_eq!(files.map(|file| file.exists()), [false, false, true]);
+}
+
+#[tokio::test]
 async fn told_to_stop_twice_it_leaves_at_once() {
     let mut program = Program::start(&add_model(), &["--drain-delay", "10m"]).ready().await;
     program.signal(Signal::TERM);
