@@ -34,8 +34,9 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Behind the preface comes a frame of settings, which begins with that many bytes.
 const FRAME_HEAD: usize = 9;
-/// Between two looks at a beginning that is not complete; few clients send it in pieces.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Between the first two looks at a beginning that is not complete. Later the wait doubles: many connections that stay
+/// so must not keep the server busy.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Finds connections whose other end vanished.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -174,13 +175,15 @@ async fn stopped_for(stop: watch::Receiver<bool>, time: Duration) {
 /// Waits until a client has said enough to know its protocol, or has closed. What it said is not taken off the stream.
 async fn begun(stream: &TcpStream) -> std::io::Result<()> {
     let mut beginning = [0; PREFACE.len() + FRAME_HEAD];
+    let mut wait = LOOK_AGAIN;
     loop {
         let length = stream.peek(&mut beginning).await?;
         if length == 0 || is_decided(&beginning[..length]) {
             return Ok(());
         }
         // Bytes that were looked at are still there: a look does not wait for more.
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(wait).await;
+        wait *= 2;
     }
 }
 
