@@ -129,7 +129,7 @@ impl Fleet {
             let brain = memory.brain.take().unwrap_or_else(seed);
             let (decision, brain) = scale::decide(&config, &observation, brain, now);
             memory.brain = Some(brain);
-            due |= memory.show(decision, &observation, now);
+            due |= memory.show(decision, now);
         } else {
             memory.brain = None;
             due |= memory.decision.take().is_some();
@@ -245,12 +245,11 @@ impl ModelMemory {
     }
 
     /// Makes a decision the shown one if it tells something new; whether it did.
-    fn show(&mut self, decision: Decision, observation: &Observation, now: f64) -> bool {
+    fn show(&mut self, decision: Decision, now: f64) -> bool {
         let Some(shown) = &self.decision else {
-            // Before the second look nothing is known yet, which is not worth saying.
-            let early = decision.cause == Cause::Unknown && observation.unheard > 0;
-            self.decision = Some(decision).filter(|_| !early);
-            return !early;
+            // That nothing is known yet is not worth saying.
+            self.decision = Some(decision).filter(|decision| decision.cause != Cause::Unknown);
+            return self.decision.is_some();
         };
         if decision.says_the_same_as(shown) {
             self.differs_since = None;
