@@ -297,3 +297,6 @@ impl ModelMemory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

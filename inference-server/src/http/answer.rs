@@ -7,7 +7,7 @@ use ortolan_protocol::oip::{self, Datatype};
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
-use super::infer::fits_json;
+use super::elements::fits_json;
 use crate::error::{Error, ErrorKind};
 use crate::tensor::{Data, Tensor};
 use crate::wire;

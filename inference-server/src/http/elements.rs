@@ -285,3 +285,8 @@ impl Element for String {
         Some(value.to_owned())
     }
 }
+
+/// Whether elements of a type can stand in JSON.
+pub(super) fn fits_json(datatype: Datatype) -> bool {
+    !matches!(datatype, Datatype::Fp16 | Datatype::Bf16)
+}

@@ -7,7 +7,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use ortolan_protocol::oip::{self, Datatype, InferInput, InferRequest, Parameter, Parameters};
+use ortolan_protocol::oip::{self, InferInput, InferRequest, Parameter, Parameters};
 
 use super::answer::{self, Form};
 use super::{Shared, body, elements};
@@ -196,9 +196,4 @@ fn flag(parameters: &Parameters, name: &str) -> Result<Option<bool>, Error> {
         Some(Parameter::Bool(flag)) => Ok(Some(*flag)),
         Some(_) => Err(Error::invalid(format!("the parameter {name} must be true or false"))),
     }
-}
-
-/// Whether elements of a type can stand in JSON.
-pub(super) fn fits_json(datatype: Datatype) -> bool {
-    !matches!(datatype, Datatype::Fp16 | Datatype::Bf16)
 }

@@ -1,0 +1,160 @@
+//! What is remembered from look to look, with pods and statistics as they come.
+
+use std::time::Duration;
+
+use ortolan_protocol::stats::BatchCell;
+use serde_json::json;
+
+use super::*;
+use crate::api::ModelDeployment;
+
+fn model() -> DesiredModel {
+    let object: ModelDeployment = serde_json::from_value(json!({
+        "apiVersion": "ortolan.dev/v1alpha1", "kind": "ModelDeployment",
+        "metadata": {"name": "digits", "namespace": "ml", "uid": "0b51"},
+        "spec": {"model": {"uri": "file:///m.onnx"}, "scaling": {"maxReplicas": 4, "latency": {"target": "1s"}}},
+    }))
+    .unwrap();
+    DesiredModel::parse(&object).unwrap()
+}
+
+/// A pod made at 00:00:00; ready since that second, or not.
+fn pod(uid: &str, ready_at: Option<u32>) -> Arc<Pod> {
+    let ready = ready_at.map(|second| json!({"type": "Ready", "status": "True", "lastTransitionTime": format!("2026-01-01T00:00:{second:02}Z")}));
+    let pod = json!({
+        "metadata": {"uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "status": {"phase": "Running", "conditions": ready.into_iter().collect::<Vec<_>>()},
+    });
+    Arc::new(serde_json::from_value(pod).unwrap())
+}
+
+/// What a server tells that has answered `completed` requests, of 10 ms each, when it was up for `uptime` seconds.
+fn stats(uptime: f64, completed: u64) -> Stats {
+    let mut stats = Stats {
+        instance: "one".into(),
+        digest: Some("00ff".into()),
+        uptime_seconds: uptime,
+        cpus: 1.0,
+        rows_arrived: completed,
+        max_batch_rows: 8,
+        batches: vec![BatchCell {
+            limit: 1,
+            count: completed + 1,
+            rows: completed + 1,
+            seconds: 0.01 * (completed + 1) as f64,
+        }],
+        ..Stats::default()
+    };
+    stats.requests.admitted = completed;
+    (0..completed).for_each(|_| stats.latency.record(0.01));
+    stats
+}
+
+fn look(fleet: &Fleet, pods: &[Arc<Pod>], told: Vec<(&str, Stats)>, now: f64) -> Look {
+    let stats = told.into_iter().map(|(uid, stats)| (uid.to_owned(), stats)).collect();
+    fleet.look(&model(), Some(1), PodLook { pods, stats, missing: 0, rolling_out: false }, now)
+}
+
+fn observation(fleet: &Fleet, pods: &[Arc<Pod>], now: f64) -> Observation {
+    let look = PodLook { pods, stats: Vec::new(), missing: 0, rolling_out: false };
+    fleet.lock()["0b51"].observation(&look, now)
+}
+
+#[test]
+fn a_new_digest_wakes_a_reconcile_and_is_known_by_pod() {
+    let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
+    assert_eq!(look(&fleet, &pods, vec![("p", stats(1.0, 0))], 1.0), Look::Due);
+    assert_eq!(fleet.view(&model(), Some(1), 1.0).digests["p"], "00ff");
+}
+
+#[test]
+fn the_first_look_at_a_server_brings_its_warm_up_and_the_second_its_work() {
+    let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
+    look(&fleet, &pods, vec![("p", stats(1.0, 5))], 1.0);
+    let first = observation(&fleet, &pods, 1.0);
+    assert_eq!((first.pods.len(), first.unheard, first.first_batches.len()), (0, 1, 1));
+    look(&fleet, &pods, vec![("p", stats(2.0, 25))], 2.0);
+    let second = observation(&fleet, &pods, 2.0);
+    assert_eq!((second.pods[0].rows_arrived, second.unheard, second.first_batches.len()), (20, 0, 0));
+}
+
+#[test]
+fn a_server_that_misses_a_look_is_unheard_and_later_silent() {
+    let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
+    look(&fleet, &pods, vec![("p", stats(1.0, 0))], 1.0);
+    look(&fleet, &pods, vec![("p", stats(2.0, 9))], 2.0);
+    let missed = observation(&fleet, &pods, 3.0);
+    assert_eq!((missed.pods.len(), missed.unheard, missed.silent), (0, 1, 0));
+    let later = observation(&fleet, &pods, 6.0);
+    assert_eq!((later.unheard, later.silent), (0, 1));
+}
+
+#[test]
+fn nonsense_is_silence() {
+    let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
+    look(&fleet, &pods, vec![("p", stats(1.0, 10))], 1.0);
+    look(&fleet, &pods, vec![("p", stats(2.0, 3))], 2.0);
+    assert_eq!(observation(&fleet, &pods, 2.0).silent, 1, "counters went backwards without a restart");
+}
+
+#[test]
+fn a_cold_start_is_measured_once_and_only_by_who_saw_it() {
+    let fleet = Fleet::default();
+    look(&fleet, &[pod("old", Some(50))], vec![], 1.0);
+    assert_eq!(observation(&fleet, &[], 1.0).cold_start, None, "ready before the first look: since when is not known");
+    look(&fleet, &[pod("old", Some(50)), pod("new", None)], vec![], 2.0);
+    look(&fleet, &[pod("old", Some(50)), pod("new", Some(7))], vec![], 3.0);
+    look(&fleet, &[pod("old", None), pod("new", None)], vec![], 4.0);
+    look(&fleet, &[pod("old", Some(59)), pod("new", Some(58))], vec![], 5.0);
+    assert_eq!(observation(&fleet, &[], 5.0).cold_start, Some(7.0), "faltering is no start");
+}
+
+#[test]
+fn numbers_are_written_when_they_move_and_taken_back_when_nobody_tells_any() {
+    let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
+    look(&fleet, &pods, vec![("p", stats(1.0, 0))], 1.0);
+    look(&fleet, &pods, vec![("p", stats(2.0, 100))], 2.0);
+    let change = fleet.view(&model(), Some(1), 2.0).numbers;
+    assert!(matches!(change, Change::Write(numbers) if (numbers.throughput - 100.0).abs() < 1.0), "{change:?}");
+    fleet.written("0b51", change, 2.0);
+    assert_eq!(fleet.view(&model(), Some(1), 3.0).numbers, Change::Keep);
+    for second in 3..15 {
+        look(&fleet, &pods, vec![], f64::from(second));
+    }
+    assert_eq!(fleet.view(&model(), Some(1), 14.0).numbers, Change::Clear);
+}
+
+#[test]
+fn words_that_change_for_a_moment_are_not_shown() {
+    let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
+    for second in 1..=3 {
+        look(&fleet, &pods, vec![("p", stats(f64::from(second), 10))], f64::from(second));
+    }
+    let shown = fleet.view(&model(), Some(1), 3.0).decision.unwrap();
+    for second in 4..=8 {
+        look(&fleet, &pods, vec![], f64::from(second));
+    }
+    assert_eq!(fleet.view(&model(), Some(1), 8.0).decision, Some(shown), "silent for a moment");
+    for second in 9..=15 {
+        look(&fleet, &pods, vec![], f64::from(second));
+    }
+    assert_eq!(fleet.view(&model(), Some(1), 15.0).decision.unwrap().cause, Cause::Silent);
+}
+
+#[test]
+fn a_status_that_was_written_holds_until_the_cache_has_a_newer_one() {
+    let fleet = Fleet::default();
+    let status = ModelDeploymentStatus { replicas: 7, ..ModelDeploymentStatus::default() };
+    fleet.reported("0b51", "41".into(), status.clone());
+    assert_eq!(fleet.reported_over("0b51", Some("41")), Some(status));
+    assert_eq!(fleet.reported_over("0b51", Some("42")), None);
+}
+
+#[test]
+fn a_new_operator_begins_with_the_number_that_status_tells_inside_the_bounds() {
+    let fleet = Fleet::default();
+    assert_eq!(fleet.view(&model(), Some(3), 0.0).desired, 3);
+    assert_eq!(fleet.view(&model(), Some(9), 0.0).desired, 4);
+    assert_eq!(fleet.view(&model(), None, 0.0).desired, 1);
+    assert!(matches!(model().scaling, ScalingGoal::Latency { batch_delay: Duration::ZERO, .. }));
+}
