@@ -23,14 +23,14 @@ def test_health_and_metrics_are_served(namespace, store, digits):
     namespace.apply(manifest("digits", store.add("one.onnx", digits)))
     namespace.wait_served("digits")
     assert ask("/healthz") == "ok" and ask("/readyz") == "ok"
-    metrics = ask("/metrics")
-    for name in [
+    names = [
         "ortolan_reconcile_duration_seconds_count",
         'ortolan_writes_total{kind="Deployment"}',
         'ortolan_scrapes_total{outcome="ok"}',
         "ortolan_models ",
-    ]:
-        assert name in metrics, f"{name} is missing in\n{metrics}"
+    ]
+    # Servers are looked at once a second.
+    wait_for(f"all of {names} in /metrics", lambda: all(name in ask("/metrics") for name in names), 15)
 
 
 def test_an_unchanged_world_gets_no_writes(namespace, store, digits):
