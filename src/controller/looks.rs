@@ -70,12 +70,7 @@ async fn look(
         let stats = told.remove(&index).unwrap_or_default();
         let look = PodLook { pods, stats, missing: *missing, rolling_out: *rolling_out };
         let previous = object.status.as_ref().and_then(previous_desired);
-        let before = context.fleet.view(model, previous, now).desired;
         if context.fleet.look(model, previous, look, now) == Look::Due {
-            let after = context.fleet.view(model, previous, now).desired;
-            if after != before {
-                context.metrics.decided(after > before);
-            }
             // The receiver lives as long as the controller; when it is gone, nobody is to be woken.
             let _ = wake.unbounded_send(ObjectRef::new(&model.name).within(&model.namespace));
         }

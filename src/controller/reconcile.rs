@@ -295,6 +295,10 @@ async fn report(
     });
     write(object, previous, &status, context).await?;
     context.fleet.written(&model.uid, view.numbers, context.clock());
+    if let Some(before) = previous_desired(previous).filter(|before| view.decision.is_some() && *before != view.desired)
+    {
+        context.metrics.decided(view.desired > before);
+    }
     for note in &applied.notes {
         context.writer.publish(object, note).await;
     }
