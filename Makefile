@@ -23,7 +23,7 @@ demo-down: ## Takes the demo away again
 	@demo/down
 
 .PHONY: test
-test: check chart-test cluster-test e2e ## Everything that proves the project
+test: check chart-test docker-test cluster-test e2e ## Everything that proves the project
 
 .PHONY: check
 check: setup ## Format, lints, licences, generated files, unit tests
@@ -36,6 +36,10 @@ check: setup ## Format, lints, licences, generated files, unit tests
 .PHONY: chart-test
 chart-test: setup ## The Helm chart, without a cluster
 	tests/chart/run
+
+.PHONY: docker-test
+docker-test: setup ## The images with a real Docker engine
+	tests/docker/run $(ARGS)
 
 .PHONY: cluster-test
 cluster-test: setup ## The test cluster keeps its promises

@@ -31,6 +31,19 @@ pub struct Arguments {
 pub enum Command {
     /// Fetch one model, load it, and answer inference requests until told to stop.
     Serve(Box<ServeArguments>),
+    /// Ask the server of this container whether its model answers; for container engines.
+    Healthcheck(HealthcheckArguments),
+}
+
+/// The flags of `healthcheck`: where that server listens.
+#[derive(Clone, Debug, Parser)]
+pub struct HealthcheckArguments {
+    /// The address that the server listens on
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V6(Ipv6Addr::UNSPECIFIED), env = "ORTOLAN_ADDRESS")]
+    pub address: IpAddr,
+    /// The port for /metrics, /stats and health
+    #[arg(long, value_name = "PORT", default_value_t = ports::OPERATIONS, env = "ORTOLAN_OPS_PORT")]
+    pub ops_port: u16,
 }
 
 /// The flags of `serve`.
@@ -319,7 +332,9 @@ mod tests {
         let mut line = vec!["ortolan-server", "serve", "--model", "/m.onnx", "--name", "digits"];
         line.extend(["--onnxruntime", library.path().to_str().unwrap()]);
         line.extend(extra);
-        let Arguments { command: Command::Serve(arguments) } = Arguments::try_parse_from(line).unwrap();
+        let Arguments { command: Command::Serve(arguments) } = Arguments::try_parse_from(line).unwrap() else {
+            panic!("another command");
+        };
         Config::try_from(*arguments)
     }
 

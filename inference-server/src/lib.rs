@@ -15,6 +15,7 @@ pub mod engine;
 pub mod error;
 pub mod fetch;
 pub mod grpc;
+pub mod healthcheck;
 pub mod http;
 pub mod lifecycle;
 pub mod listen;

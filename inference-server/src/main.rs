@@ -9,9 +9,9 @@ use std::time::Instant;
 use clap::Parser;
 use mimalloc::MiMalloc;
 use ortolan_protocol::failure::{Failure, FailureReason};
-use ortolan_server::config::{Arguments, Command, Config, ServeArguments};
-use ortolan_server::cpu;
+use ortolan_server::config::{Arguments, Command, Config, HealthcheckArguments, ServeArguments};
 use ortolan_server::lifecycle::{self, End};
+use ortolan_server::{cpu, healthcheck};
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
@@ -25,7 +25,10 @@ const INTERRUPTED: i32 = 130;
 
 fn main() {
     let started = Instant::now();
-    let Arguments { command: Command::Serve(arguments) } = Arguments::parse();
+    let arguments = match Arguments::parse().command {
+        Command::Serve(arguments) => arguments,
+        Command::Healthcheck(arguments) => return check(&arguments),
+    };
     let filter = EnvFilter::try_from_env("ORTOLAN_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     let writer = std::io::stderr;
     tracing_subscriber::fmt()
@@ -43,6 +46,14 @@ fn main() {
             leave_behind(&failure, &termination_message);
             leave(1)
         }
+    }
+}
+
+/// What this prints, `docker inspect` shows.
+fn check(arguments: &HealthcheckArguments) {
+    if let Err(words) = healthcheck::run(arguments) {
+        let _ = writeln!(std::io::stdout(), "{words}");
+        leave(1);
     }
 }
 

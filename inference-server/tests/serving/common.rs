@@ -34,7 +34,9 @@ pub fn config(name: &str, flags: &[&str]) -> Config {
     let mut line = vec!["ortolan-server", "serve", "--name", name, "--threads", "1"];
     line.extend(["--model", path.to_str().unwrap(), "--onnxruntime", library.to_str().unwrap()]);
     line.extend(flags);
-    let Arguments { command: Command::Serve(arguments) } = Arguments::parse_from(line);
+    let Arguments { command: Command::Serve(arguments) } = Arguments::parse_from(line) else {
+        panic!("another command")
+    };
     Config::try_from(*arguments).unwrap()
 }
 
