@@ -10,6 +10,7 @@ use ortolan::{
     controller::{self, Settings},
     metrics::Metrics,
     operations::{self, Health},
+    render::Renderer,
 };
 
 /// Serves machine-learning models on Kubernetes, driven by what is observed.
@@ -45,6 +46,9 @@ struct Run {
     /// The name of this process, for Events; the pod's name in a cluster.
     #[arg(long, env = "POD_NAME")]
     instance: Option<String>,
+    /// Only for tests of upgrades: renders new revisions as the next version of the operator might.
+    #[arg(long, env = "ORTOLAN_TRIAL_RENDERER", hide = true)]
+    trial_renderer: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -89,7 +93,8 @@ impl Run {
         };
         let app = operations::app(metrics.clone(), health.clone());
         let operations = tokio::spawn(operations::serve(self.operations_address, app, stopped(stop.subscribe())));
-        let settings = Settings { server_image: self.server_image, instance: self.instance };
+        let renderer = if self.trial_renderer { Renderer::TRIAL } else { Renderer::NEWEST };
+        let settings = Settings { server_image: self.server_image, instance: self.instance, renderer };
         let shutdown = Box::pin(stopped(stop.subscribe()));
         let controller = controller::run(client, settings, (metrics, health), shutdown);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "the operator runs");

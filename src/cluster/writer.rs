@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{NamespaceResourceScope, api::apps::v1::Deployment};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
@@ -133,6 +133,27 @@ impl Writer {
         self.metrics.written(&kind);
         tracing::info!(kind, name, ?outcome, "applied");
         Ok(outcome)
+    }
+
+    /// Sets the number of servers of a Deployment and nothing else of it.
+    pub async fn resize(&self, live: &Deployment, replicas: u32) -> Result<Outcome, WriteError> {
+        let asked = live.spec.as_ref().and_then(|spec| spec.replicas);
+        if asked.and_then(|asked| u32::try_from(asked).ok()) == Some(replicas) {
+            return Ok(Outcome::Unchanged);
+        }
+        let (namespace, name) = (live.namespace().unwrap_or_default(), live.name_any());
+        let patch = json!({"metadata": {"uid": live.uid()}, "spec": {"replicas": replicas}});
+        let parameters = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
+        let api = Api::<Deployment>::namespaced(self.client.clone(), &namespace);
+        api.patch(&name, &parameters, &Patch::Merge(&patch)).await.map_err(|source| WriteError::Api {
+            verb: "resize",
+            kind: "Deployment".to_owned(),
+            name: format!("{namespace}/{name}"),
+            source: Box::new(source),
+        })?;
+        self.metrics.written("Deployment");
+        tracing::info!(namespace, name, replicas, "resized");
+        Ok(Outcome::Written)
     }
 
     /// Deletes a child together with what it owns; one that is gone already is fine.

@@ -34,6 +34,7 @@ use crate::{
         stores::{self, Filling, Stores},
     },
     operations::Health,
+    render::Renderer,
 };
 use fleet::Fleet;
 use reconcile::{ReconcileError, reconcile};
@@ -62,6 +63,8 @@ pub struct Settings {
     pub server_image: String,
     /// The name of this process among others, for Events.
     pub instance: Option<String>,
+    /// The newest version of the rendering, which new revisions get.
+    pub renderer: Renderer,
 }
 
 /// What reconciles share.

@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::runtime::controller::Action;
 
-use super::{Context, LOOK_AGAIN, RESYNC, RETRY, fleet::View};
+use super::{Context, LOOK_AGAIN, RESYNC, RETRY, Settings, fleet::View};
 use crate::{
     api::{
         ModelDeployment, ModelDeploymentStatus,
@@ -133,8 +133,7 @@ fn count(number: usize) -> u32 {
 /// What there should be.
 struct Decided {
     rollout: rollout::Plan,
-    /// The snapshot of each revision that has servers.
-    snapshots: BTreeMap<String, Snapshot>,
+    snapshots: Snapshots,
     /// The number of a new ControllerRevision.
     next_number: i64,
     /// Snapshots of revisions that nobody will go back to.
@@ -151,18 +150,12 @@ fn decide(model: &DesiredModel, observed: &Observed, context: &Context) -> Decid
         (revision.clone(), Count { wanted: wanted.unwrap_or_default(), ready })
     });
     let rollout = rollout::plan(stable, &desired, observed.view.desired, &counts.collect());
-    let new = || Snapshot { spec: model.revision.clone(), image: context.settings.server_image.clone() };
-    let stored = |revision: &str| observed.seen.revisions.get(revision).and_then(|stored| render::snapshot_of(stored));
-    let snapshots = rollout.replicas.keys().filter_map(|revision| {
-        let snapshot = stored(revision).or_else(|| (*revision == desired).then(new))?;
-        Some((revision.clone(), snapshot))
-    });
-    let snapshots: BTreeMap<_, _> = snapshots.collect();
+    let snapshots = Snapshots::of(&rollout, (&desired, model), &observed.seen, &context.settings);
     let mut unused: Vec<_> = observed
         .seen
         .revisions
         .iter()
-        .filter(|(revision, _)| !snapshots.contains_key(*revision))
+        .filter(|(revision, _)| !rollout.replicas.contains_key(*revision))
         .map(|(_, stored)| stored)
         .collect();
     unused.sort_by_key(|stored| std::cmp::Reverse(stored.revision));
@@ -171,6 +164,37 @@ fn decide(model: &DesiredModel, observed: &Observed, context: &Context) -> Decid
         next_number: observed.seen.revisions.values().map(|stored| stored.revision).max().unwrap_or_default() + 1,
         snapshots,
         rollout,
+    }
+}
+
+/// What the revisions that have servers are rendered from.
+#[derive(Default)]
+struct Snapshots {
+    /// By revision.
+    readable: BTreeMap<String, Snapshot>,
+    /// Revisions that a newer operator rendered (this one was rolled back to): their pods stay as they are.
+    newer: Vec<String>,
+    /// Stored snapshots of a newer operator that nothing runs: made anew as this operator can.
+    replaced: Vec<Arc<ControllerRevision>>,
+}
+
+impl Snapshots {
+    fn of(rollout: &rollout::Plan, (desired, model): (&str, &DesiredModel), seen: &Seen, settings: &Settings) -> Self {
+        let mut snapshots = Self::default();
+        for revision in rollout.replicas.keys() {
+            let stored = seen.revisions.get(revision);
+            if let Some(snapshot) = stored.and_then(|stored| render::snapshot_of(stored, settings.renderer)) {
+                snapshots.readable.insert(revision.clone(), snapshot);
+            } else if stored.is_some() && seen.deployments.contains_key(revision) {
+                snapshots.newer.push(revision.clone());
+            } else if revision == desired {
+                let (spec, image) = (model.revision.clone(), settings.server_image.clone());
+                let snapshot = Snapshot { spec, image, renderer: settings.renderer };
+                snapshots.readable.insert(revision.clone(), snapshot);
+                snapshots.replaced.extend(stored.cloned());
+            }
+        }
+        snapshots
     }
 }
 
@@ -189,7 +213,7 @@ fn render(model: &DesiredModel, decided: &Decided) -> Result<Children, Reconcile
         service: render::service(model),
         budget: render::disruption_budget(model),
     };
-    for (revision, snapshot) in &decided.snapshots {
+    for (revision, snapshot) in &decided.snapshots.readable {
         let replicas = decided.rollout.replicas.get(revision).copied().unwrap_or_default();
         children.deployments.insert(revision.clone(), render::deployment(model, revision, snapshot, replicas)?);
         let stored = render::controller_revision(model, revision, snapshot, decided.next_number);
@@ -233,6 +257,11 @@ async fn apply(
     let Children { revisions, deployments, service, budget } = children;
     let (seen, writer) = (&observed.seen, &context.writer);
     let mut applied = Applied::default();
+    for stored in &decided.snapshots.replaced {
+        if let Err(error) = writer.delete(stored.as_ref()).await {
+            return Applied { error: Some(error.into()), ..applied };
+        }
+    }
     for (revision, mut stored) in revisions {
         let live = seen.revisions.get(&revision).map(AsRef::as_ref);
         // A snapshot keeps the number that it was made with.
@@ -252,6 +281,12 @@ async fn apply(
     for (revision, deployment) in deployments {
         let live = seen.deployments.get(&revision).map(AsRef::as_ref);
         if !applied.take("the Deployment", writer.apply(model, deployment, live).await) {
+            return applied;
+        }
+    }
+    for revision in &decided.snapshots.newer {
+        let (live, replicas) = (&seen.deployments[revision], decided.rollout.replicas[revision]);
+        if !applied.take("the Deployment", writer.resize(live, replicas).await) {
             return applied;
         }
     }

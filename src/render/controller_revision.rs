@@ -2,7 +2,7 @@
 
 use k8s_openapi::{api::apps::v1::ControllerRevision, apimachinery::pkg::runtime::RawExtension};
 
-use super::{Snapshot, metadata};
+use super::{Renderer, Snapshot, metadata};
 use crate::api::{names, validated::DesiredModel};
 
 /// The ControllerRevision of a revision. `number` grows with each new revision of the model.
@@ -20,7 +20,8 @@ pub fn controller_revision(
     }
 }
 
-/// Reads a snapshot back; `None` when it is not one.
-pub fn snapshot_of(revision: &ControllerRevision) -> Option<Snapshot> {
-    serde_json::from_value(revision.data.as_ref()?.0.clone()).ok()
+/// Reads a snapshot back; `None` when an operator that renders up to `newest` cannot render it: a newer operator made it.
+pub fn snapshot_of(revision: &ControllerRevision, newest: Renderer) -> Option<Snapshot> {
+    let snapshot: Snapshot = serde_json::from_value(revision.data.as_ref()?.0.clone()).ok()?;
+    (snapshot.renderer <= newest).then_some(snapshot)
 }

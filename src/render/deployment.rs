@@ -19,7 +19,7 @@ use k8s_openapi::{
 };
 use ortolan_protocol::ports;
 
-use super::{Snapshot, metadata};
+use super::{Renderer, Snapshot, metadata};
 use crate::api::{
     ResourceAmounts, Resources, names,
     validated::{DesiredModel, InvalidSpec, Source},
@@ -64,13 +64,21 @@ pub fn deployment(
             progress_deadline_seconds: Some(PROGRESS_DEADLINE),
             revision_history_limit: Some(1),
             template: PodTemplateSpec {
-                metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+                metadata: Some(ObjectMeta {
+                    labels: Some(labels),
+                    annotations: annotations(snapshot.renderer),
+                    ..ObjectMeta::default()
+                }),
                 spec: Some(pod),
             },
             ..DeploymentSpec::default()
         }),
         status: None,
     })
+}
+
+fn annotations(renderer: Renderer) -> Option<BTreeMap<String, String>> {
+    (renderer >= Renderer::TRIAL).then(|| BTreeMap::from([("ortolan.dev/renderer".to_owned(), "trial".to_owned())]))
 }
 
 fn pod(

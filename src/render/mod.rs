@@ -1,13 +1,15 @@
 //! One pure file per child object: `(model, revision, …) → object`, byte-identical for equal input.
 //!
 //! A revision is rendered from its [`Snapshot`], never from `spec` or from the operator's present settings, so that a
-//! revision that lives on is rendered the same by a newer operator and its pods are left alone.
+//! revision that lives on is rendered the same by a newer operator and its pods are left alone; [`Renderer`] says how that
+//! rendering can change all the same.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod controller_revision;
 mod deployment;
 mod disruption_budget;
+mod renderer;
 mod service;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use controller_revision::{controller_revision, snapshot_of};
 pub use deployment::deployment;
 pub use disruption_budget::disruption_budget;
+pub use renderer::Renderer;
 pub use service::{service, url};
 
 use crate::api::validated::{DesiredModel, RevisionSpec};
@@ -27,6 +30,9 @@ pub struct Snapshot {
     pub spec: RevisionSpec,
     /// The inference server's image at the time.
     pub image: String,
+    /// The version of the rendering at the time.
+    #[serde(default, skip_serializing_if = "Renderer::is_first")]
+    pub renderer: Renderer,
 }
 
 /// The metadata of a child: it goes when its ModelDeployment goes.

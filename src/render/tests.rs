@@ -1,4 +1,5 @@
-//! YAML in, YAML out: each child object as it reaches the API server.
+//! YAML in, YAML out: each child object as it reaches the API server. The golden files of pods belong to a version of the
+//! rendering; once that is released they never change (see `renderer.rs`).
 
 use super::*;
 use crate::api::ModelDeployment;
@@ -16,7 +17,8 @@ fn model(spec: &str) -> DesiredModel {
 }
 
 fn snapshot(model: &DesiredModel) -> Snapshot {
-    Snapshot { spec: model.revision.clone(), image: "example.org/ortolan-server:1".to_owned() }
+    let image = "example.org/ortolan-server:1".to_owned();
+    Snapshot { spec: model.revision.clone(), image, renderer: Renderer::FIRST }
 }
 
 #[test]
@@ -65,7 +67,28 @@ fn the_snapshot_of_a_revision_comes_back_as_it_was() {
     let snapshot = snapshot(&model);
     let object = controller_revision(&model, "a1b2c3d4e5", &snapshot, 4);
     insta::assert_yaml_snapshot!(object);
-    assert_eq!(snapshot_of(&object), Some(snapshot));
+    assert_eq!(snapshot_of(&object, Renderer::NEWEST), Some(snapshot));
+}
+
+#[test]
+fn a_newer_rendering_is_for_newer_snapshots_only() {
+    let model = model("model: {uri: 'pvc://models/m.onnx'}");
+    let render = |snapshot: &Snapshot| deployment(&model, "a1b2c3d4e5", snapshot, 2).unwrap();
+    let old = snapshot(&model);
+    let new = Snapshot { renderer: Renderer::TRIAL, ..old.clone() };
+    let stored = controller_revision(&model, "a1b2c3d4e5", &old, 1);
+    let read = snapshot_of(&stored, Renderer::TRIAL).unwrap();
+    assert_eq!(render(&read), render(&old), "whatever the operator knows besides");
+    assert_ne!(render(&new).spec.unwrap().template, render(&old).spec.unwrap().template);
+}
+
+#[test]
+fn an_operator_does_not_take_the_snapshot_of_a_newer_one_for_its_own() {
+    let model = model("model: {uri: 'pvc://models/m.onnx'}");
+    let newer = Snapshot { renderer: Renderer::TRIAL, ..snapshot(&model) };
+    let stored = controller_revision(&model, "a1b2c3d4e5", &newer, 1);
+    assert_eq!(snapshot_of(&stored, Renderer::NEWEST), None);
+    assert_eq!(snapshot_of(&stored, Renderer::TRIAL), Some(newer));
 }
 
 #[test]
