@@ -61,7 +61,7 @@ impl Default for Metrics {
         registry.register("scrapes", "Reads of a model server's /stats, by outcome", scrapes.clone());
         registry.register("scaling_decisions", "Decisions that changed a number of servers", decisions.clone());
         registry.register("models", "ModelDeployments that the operator knows", models.clone());
-        let help = "Duration of one look at all model servers";
+        let help = "Duration of one look at the servers of a model";
         registry.register_with_unit("observation_duration", help, Unit::Seconds, tick.clone());
         Self { registry: Arc::new(registry), reconciles, reconcile_errors, writes, scrapes, decisions, models, tick }
     }
@@ -91,9 +91,13 @@ impl Metrics {
         self.decisions.get_or_create(&Direction { direction: if up { "up" } else { "down" } }).inc();
     }
 
-    /// One look at all servers ended: how many models there are, and how long it took.
-    pub fn observed(&self, models: usize, seconds: f64) {
+    /// How many models there are.
+    pub fn models(&self, models: usize) {
         self.models.set(i64::try_from(models).unwrap_or(i64::MAX));
+    }
+
+    /// One look at the servers of a model ended after `seconds`.
+    pub fn looked(&self, seconds: f64) {
         self.tick.observe(seconds);
     }
 
@@ -116,7 +120,8 @@ mod tests {
         metrics.written("Service");
         metrics.scraped("ok");
         metrics.decided(true);
-        metrics.observed(3, 0.02);
+        metrics.models(3);
+        metrics.looked(0.02);
         let text = metrics.text().unwrap();
         for line in [
             "ortolan_reconcile_duration_seconds_count 1",

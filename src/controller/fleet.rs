@@ -7,8 +7,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
 use ortolan_protocol::{histogram::Histogram, stats::Stats};
 
 use crate::{
@@ -16,7 +14,7 @@ use crate::{
         ModelDeploymentStatus,
         validated::{DesiredModel, ScalingGoal},
     },
-    observe::{seen, window},
+    observe::{models::Subject, seen::PodFacts, window},
     scale::{self, Cause, Decision, Memory, Observation, PodWindow},
     status::numbers::{Change, Numbers},
 };
@@ -29,6 +27,10 @@ const NUMBERS_WINDOW: f64 = 10.0;
 const SETTLED: f64 = 5.0;
 /// The longest cold start that is believed, in seconds.
 const LONGEST_COLD_START: f64 = 600.0;
+/// Seconds without requests after which a model counts as calm; longer than scale-in looks back.
+const CALM: f64 = 90.0;
+/// Seconds for which what is no request (a start, a silence, a rollout) is news.
+const NEWS: f64 = 60.0;
 /// Cold starts that are remembered.
 const COLD_STARTS: usize = 10;
 
@@ -42,7 +44,7 @@ pub struct Fleet {
 #[derive(Default)]
 struct ModelMemory {
     /// By the UID of the pod.
-    pods: HashMap<String, PodMemory>,
+    pods: HashMap<Box<str>, PodMemory>,
     /// Seconds that the last pods took to become ready.
     cold_starts: VecDeque<f64>,
     brain: Option<Memory>,
@@ -50,17 +52,29 @@ struct ModelMemory {
     decision: Option<Decision>,
     /// Since when decisions tell something else than the shown one.
     differs_since: Option<f64>,
-    /// When each of the last looks was, and what was answered since the one before.
-    recent: VecDeque<(f64, Histogram)>,
+    /// What each of the last looks brought.
+    recent: VecDeque<Recent>,
     /// What `status` was given last, and when.
     written: Option<(Option<Numbers>, f64)>,
     /// The status that was written over this version of the object, until the cache holds a newer one.
     reported: Option<(String, ModelDeploymentStatus)>,
+    /// When there were requests last.
+    busy_at: Option<f64>,
+    /// Since when something else than requests is going on.
+    restless_since: Option<f64>,
+}
+
+/// What was answered between two looks.
+struct Recent {
+    at: f64,
+    /// The time between the two; less where only some of the servers were asked, as if they had been asked for less long.
+    seconds: f64,
+    latency: Histogram,
 }
 
 #[derive(Default)]
 struct PodMemory {
-    stats: Option<Stats>,
+    stats: Option<Box<Stats>>,
     /// When the server told its numbers last.
     at: f64,
     /// What it did up to then.
@@ -69,8 +83,19 @@ struct PodMemory {
     first: bool,
     /// Whether the pod was ready at the last look.
     ready: bool,
+    /// What became of the last look.
+    last: Last,
     /// The pod was seen before it was ready for the first time.
     starting: bool,
+}
+
+/// What became of the last look at a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Last {
+    #[default]
+    NotAsked,
+    Silent,
+    Told,
 }
 
 /// What a reconcile needs to know of the looks so far.
@@ -88,23 +113,39 @@ pub struct View {
 
 /// What one look at a model led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// Nothing that a reconcile would act on.
-    Quiet,
-    /// A decision, numbers or a digest that are to be carried out or written.
-    Due,
+pub struct Looked {
+    /// A decision, numbers or a digest that a reconcile is to carry out or write.
+    pub due: bool,
+    /// Something is going on, so that the next look should come soon.
+    pub lively: bool,
 }
 
 /// One look at a model's pods.
-pub struct PodLook<'a> {
+pub struct Look {
     /// Pods that are not on their way out.
-    pub pods: &'a [Arc<Pod>],
-    /// What the servers told, by the UID of the pod; silent ones are absent.
-    pub stats: Vec<(String, Stats)>,
+    pub pods: Vec<PodLook>,
     /// Servers that there are to be but that have no pod yet.
     pub missing: u32,
     /// A rollout is under way.
     pub rolling_out: bool,
+}
+
+/// One pod in a look.
+pub struct PodLook {
+    /// The pod.
+    pub pod: Arc<PodFacts>,
+    /// What it said.
+    pub answer: Answer,
+}
+
+/// What a server said when it was asked for its numbers.
+pub enum Answer {
+    /// It was not asked: it is one of many.
+    NotAsked,
+    /// Nothing.
+    Silence,
+    /// Its numbers.
+    Told(Box<Stats>),
 }
 
 impl Fleet {
@@ -113,19 +154,21 @@ impl Fleet {
         self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in what one look at a model's pods brought and decides. `previous`: how many servers `status` says there
-    /// should be; `now`: seconds on a clock that only goes forward.
-    pub fn look(&self, model: &DesiredModel, previous: Option<u32>, mut look: PodLook<'_>, now: f64) -> Look {
+    /// Takes in what one look at a model's pods brought and decides. `now`: seconds on a clock that only goes forward.
+    pub fn look(&self, subject: &Subject, mut look: Look, now: f64) -> Looked {
         let mut models = self.lock();
-        let memory = models.entry(model.uid.clone()).or_default();
-        memory.take_in_pods(look.pods);
-        let new_digest = memory.take_in(std::mem::take(&mut look.stats), now);
+        if !models.contains_key(&subject.uid) {
+            models.insert(subject.uid.clone(), ModelMemory::default());
+        }
+        let Some(memory) = models.get_mut(&subject.uid) else { return Looked { due: false, lively: false } };
+        memory.take_in_pods(&look.pods);
+        let new_digest = memory.take_in(&mut look.pods, now);
         let observation = memory.observation(&look, now);
-        memory.remember(&observation, now);
+        memory.remember(&look, &observation, now);
         let mut due = new_digest | (memory.numbers_due(now) != Change::Keep);
-        if let ScalingGoal::Latency { min, max, quantile, target, batch_delay } = model.scaling {
+        if let ScalingGoal::Latency { min, max, quantile, target, batch_delay } = subject.scaling {
             let config = scale::Config { min, max, quantile, target, batch_delay };
-            let seed = || Memory::seeded(model.scaling.clamp(previous.unwrap_or(min)), now);
+            let seed = || Memory::seeded(subject.scaling.clamp(subject.previous.unwrap_or(min)), now);
             let brain = memory.brain.take().unwrap_or_else(seed);
             let (decision, brain) = scale::decide(&config, &observation, brain, now);
             memory.brain = Some(brain);
@@ -134,7 +177,7 @@ impl Fleet {
             memory.brain = None;
             due |= memory.decision.take().is_some();
         }
-        if due { Look::Due } else { Look::Quiet }
+        Looked { due, lively: memory.is_lively(&observation, due, now) }
     }
 
     /// What is known of a model; `previous`: how many servers `status` says there should be.
@@ -145,7 +188,7 @@ impl Fleet {
         let desired = model.scaling.clamp(decided.or(previous).unwrap_or_else(|| model.scaling.initial()));
         let Some(memory) = memory else { return View { desired, ..View::default() } };
         let digests =
-            memory.pods.iter().filter_map(|(uid, pod)| Some((uid.clone(), pod.stats.as_ref()?.digest.clone()?)));
+            memory.pods.iter().filter_map(|(uid, pod)| Some((uid.to_string(), pod.stats.as_ref()?.digest.clone()?)));
         View {
             desired,
             decision: memory.decision.clone(),
@@ -169,68 +212,88 @@ impl Fleet {
         self.lock().entry(uid.to_owned()).or_default().reported = Some((over, status));
     }
 
-    /// The status that was written over the version `over`, when the cache does not hold it yet.
+    /// The status that was written over the version `over`, when the cache does not hold it yet; forgotten when it does.
     pub fn reported_over(&self, uid: &str, over: Option<&str>) -> Option<ModelDeploymentStatus> {
+        let mut models = self.lock();
+        let reported = &mut models.get_mut(uid)?.reported;
+        reported.take_if(|(version, _)| Some(version.as_str()) != over);
+        reported.as_ref().map(|(_, status)| status.clone())
+    }
+
+    /// Those of a model's pods that have told nothing yet.
+    pub fn unknown<'a>(&self, uid: &str, pods: &'a [Arc<PodFacts>]) -> HashSet<&'a str> {
         let models = self.lock();
-        let (version, status) = models.get(uid)?.reported.as_ref()?;
-        (Some(version.as_str()) == over).then(|| status.clone())
+        let memory = models.get(uid);
+        let told = |pod: &str| memory.is_some_and(|memory| memory.pods.get(pod).is_some_and(|pod| pod.stats.is_some()));
+        pods.iter().map(|pod| &*pod.uid).filter(|pod| !told(pod)).collect()
+    }
+
+    /// Whether a pod said nothing the last time it was asked.
+    pub fn is_silent(&self, uid: &str, pod: &str) -> bool {
+        self.lock().get(uid).is_some_and(|memory| memory.pods.get(pod).is_some_and(|pod| pod.last == Last::Silent))
     }
 
     /// Forgets models that are gone.
-    pub fn retain(&self, uids: &HashSet<String>) {
-        self.lock().retain(|uid, _| uids.contains(uid));
+    pub fn retain(&self, known: impl Fn(&str) -> bool) {
+        self.lock().retain(|uid, _| known(uid));
     }
 }
 
 impl ModelMemory {
     /// Takes in what servers told; whether a digest is among it that was not known.
-    fn take_in(&mut self, told: Vec<(String, Stats)>, now: f64) -> bool {
+    fn take_in(&mut self, pods: &mut [PodLook], now: f64) -> bool {
         let mut new_digest = false;
-        for (uid, stats) in told {
-            let pod = self.pods.entry(uid).or_default();
-            new_digest |=
-                stats.digest.is_some() && pod.stats.as_ref().is_none_or(|before| before.digest != stats.digest);
-            pod.first = pod.stats.as_ref().is_none_or(|before| before.instance != stats.instance);
-            pod.window = pod.stats.as_ref().and_then(|before| window::between(before, &stats));
-            pod.stats = Some(stats);
-            pod.at = now;
+        for PodLook { pod, answer } in pods {
+            let Some(memory) = self.pods.get_mut(&*pod.uid) else { continue };
+            memory.last = match answer {
+                Answer::NotAsked => Last::NotAsked,
+                Answer::Silence => Last::Silent,
+                Answer::Told(_) => Last::Told,
+            };
+            let Answer::Told(mut stats) = std::mem::replace(answer, Answer::Silence) else { continue };
+            let before = memory.stats.as_ref();
+            new_digest |= stats.digest.is_some() && before.is_none_or(|before| before.digest != stats.digest);
+            memory.first = before.is_none_or(|before| before.instance != stats.instance);
+            memory.window = before.and_then(|before| window::between(before, &stats));
+            // Nobody looks at these again, and there are many servers.
+            (stats.model, stats.revision, stats.queue_wait) = (String::new(), None, Histogram::default());
+            memory.stats = Some(stats);
+            memory.at = now;
         }
         new_digest
     }
 
     /// Follows pods from their start to their end.
-    fn take_in_pods(&mut self, alive: &[Arc<Pod>]) {
-        let uids: HashSet<_> = alive.iter().filter_map(|pod| pod.uid()).collect();
-        self.pods.retain(|uid, _| uids.contains(uid));
-        for pod in alive {
-            let Some(uid) = pod.uid() else { continue };
-            let known = self.pods.contains_key(&uid);
-            let memory = self.pods.entry(uid).or_default();
-            let ready = seen::is_ready(pod);
-            if ready && memory.starting {
-                self.cold_starts.extend(seen::cold_start(pod).map(|seconds| seconds.min(LONGEST_COLD_START)));
+    fn take_in_pods(&mut self, alive: &[PodLook]) {
+        self.pods.retain(|uid, _| alive.iter().any(|look| *look.pod.uid == **uid));
+        for PodLook { pod, .. } in alive {
+            let known = self.pods.contains_key(&*pod.uid);
+            let memory = self.pods.entry(pod.uid.clone()).or_default();
+            if pod.ready && memory.starting {
+                self.cold_starts.extend(pod.cold_start.map(|seconds| seconds.min(LONGEST_COLD_START)));
                 memory.starting = false;
             }
             // Ready once, never again starting: a pod that falters has no cold start.
-            memory.starting |= !ready && !known;
-            memory.ready = ready;
+            memory.starting |= !pod.ready && !known;
+            memory.ready = pod.ready;
         }
         while self.cold_starts.len() > COLD_STARTS {
             self.cold_starts.pop_front();
         }
     }
 
-    fn observation(&self, look: &PodLook<'_>, now: f64) -> Observation {
+    fn observation(&self, look: &Look, now: f64) -> Observation {
         let mut observation = Observation {
             starting: look.missing,
             cold_start: self.cold_starts.iter().copied().reduce(f64::max),
             rolling_out: look.rolling_out,
             ..Observation::default()
         };
-        for pod in look.pods.iter().filter_map(|pod| self.pods.get(&pod.uid()?)) {
+        for pod in look.pods.iter().filter_map(|look| self.pods.get(&*look.pod.uid)) {
             let told_now = pod.stats.is_some() && (now - pod.at).abs() < f64::EPSILON;
             match &pod.window {
                 _ if !pod.ready => observation.starting += 1,
+                _ if pod.last == Last::NotAsked => observation.unheard += 1,
                 Some(window) if told_now => observation.pods.push(window.clone()),
                 None if told_now && pod.first => {
                     observation.unheard += 1;
@@ -242,6 +305,23 @@ impl ModelMemory {
             }
         }
         observation
+    }
+
+    /// Whether something is going on: requests, now or lately; or something else, as long as it is news.
+    fn is_lively(&mut self, observation: &Observation, due: bool, now: f64) -> bool {
+        if observation.pods.iter().any(|pod| pod.requests_admitted > 0 || pod.queued_rows > 0) {
+            self.busy_at = Some(now);
+        }
+        let first = self.pods.values().any(|pod| pod.ready && pod.last == Last::Told && pod.window.is_none());
+        let restless = due
+            || first
+            || observation.starting > 0
+            || observation.silent > 0
+            || observation.rolling_out
+            || self.differs_since.is_some();
+        self.restless_since = restless.then(|| self.restless_since.unwrap_or(now));
+        let busy = self.busy_at.is_some_and(|at| now - at < CALM);
+        busy || self.restless_since.is_some_and(|since| now - since < NEWS)
     }
 
     /// Makes a decision the shown one if it tells something new; whether it did.
@@ -264,13 +344,18 @@ impl ModelMemory {
         due
     }
 
-    fn remember(&mut self, observation: &Observation, now: f64) {
+    fn remember(&mut self, look: &Look, observation: &Observation, now: f64) {
         if !observation.pods.is_empty() {
             let mut latency = Histogram::default();
             observation.pods.iter().for_each(|pod| latency.merge(&pod.latency));
-            self.recent.push_back((now, latency));
+            let told = observation.pods.len() as f64;
+            let last = |look: &PodLook| self.pods.get(&*look.pod.uid).map(|pod| pod.last);
+            let not_asked = look.pods.iter().filter(|look| last(look) == Some(Last::NotAsked));
+            let longest = observation.pods.iter().map(|pod| pod.seconds).fold(0.0, f64::max);
+            let seconds = longest * told / (told + not_asked.count() as f64);
+            self.recent.push_back(Recent { at: now, seconds, latency });
         }
-        while self.recent.front().is_some_and(|(at, _)| now - at >= NUMBERS_WINDOW) {
+        while self.recent.front().is_some_and(|recent| now - recent.at >= NUMBERS_WINDOW) {
             self.recent.pop_front();
         }
     }
@@ -278,9 +363,9 @@ impl ModelMemory {
     /// The numbers of all servers together over the last looks; `None` while none tells any.
     fn numbers(&self) -> Option<Numbers> {
         let mut latency = Histogram::default();
-        self.recent.iter().for_each(|(_, looked)| latency.merge(looked));
-        // Looks are a second apart; the first one covers a second as well.
-        (!self.recent.is_empty()).then(|| Numbers::of(&latency, self.recent.len() as f64))
+        self.recent.iter().for_each(|recent| latency.merge(&recent.latency));
+        let seconds = self.recent.iter().map(|recent| recent.seconds).sum();
+        (!self.recent.is_empty()).then(|| Numbers::of(&latency, seconds))
     }
 
     /// What is worth a write of the numbers in `status`.

@@ -1,140 +1,338 @@
-//! The look at all model servers, once a second: read `/stats`, decide, and wake the reconciles that have to act.
+//! The looks at the model servers: read `/stats`, decide, and wake the reconciles that have to act.
+//!
+//! Every model has its own time for its next look, so that ten thousand of them spread over the second and a server
+//! that does not answer holds up nobody else. A model with requests, or with news, is looked at every second. The
+//! others are, too, while they are few; when they are many they share a number of reads a second, so that what rests
+//! costs the same however much of it there is.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, channel::mpsc::UnboundedSender, stream};
-use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    ResourceExt,
-    runtime::reflector::{ObjectRef, Store},
-};
-use ortolan_protocol::stats::Stats;
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
+use kube::{Resource, runtime::reflector::Store};
+use tokio::sync::Semaphore;
 
 use super::{
-    Context, Guarded,
-    fleet::{Look, PodLook},
-    reconcile::previous_desired,
+    Context,
+    fleet::{Answer, Look, PodLook},
 };
-use crate::{
-    api::{ModelDeployment, conditions::STALLED, validated::DesiredModel},
-    observe::{
-        scrape::Scraper,
-        seen::{self, Seen},
-    },
+use crate::observe::{
+    models::{Subject, Watched},
+    scrape::Scraper,
+    seen::{self, PodFacts},
+    stores::Wake,
 };
 
-/// The time between two looks.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// The time between two glances at whose look is due.
+const GLANCE: Duration = Duration::from_millis(100);
+/// Seconds between two looks at a lively model, and the least between two at a calm one.
+const SHORTEST: f64 = 1.0;
+/// The most seconds between two looks at a calm model.
+const LONGEST: f64 = 15.0;
+/// Reads a second that calm models share.
+const CALM_READS: f64 = 1000.0;
+/// Reads a second that lively models share.
+const LIVELY_READS: f64 = 3000.0;
+/// Servers of a model that are asked in one look.
+const SAMPLE: usize = 16;
 /// Servers that are read at once.
 const AT_ONCE: usize = 64;
+/// Silent servers that are asked again at once: each may take its whole time, and holds up no other.
+const SILENT_AT_ONCE: usize = 32;
+/// A connection that is not used again within these seconds is not kept.
+const KEPT: f64 = 3.0;
 
-/// Looks once a second for as long as it is polled.
-pub async fn run(
-    context: Arc<Context>,
-    models: Store<Guarded>,
-    scraper: Scraper,
-    wake: UnboundedSender<ObjectRef<Guarded>>,
-) {
-    let mut interval = tokio::time::interval(INTERVAL);
+/// Looks for as long as it is polled.
+pub async fn run(context: Arc<Context>, models: Store<Watched>, scraper: Scraper, wake: Wake) {
+    let mut interval = tokio::time::interval(GLANCE);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let looker = Looker {
+        context: &context,
+        scraper,
+        wake,
+        prompt: Semaphore::new(AT_ONCE),
+        silent: Semaphore::new(SILENT_AT_ONCE),
+    };
+    let mut agenda = Agenda::default();
+    let mut under_way = FuturesUnordered::new();
     loop {
-        interval.tick().await;
+        tokio::select! {
+            _ = interval.tick() => {
+                let known = models.state();
+                for model in agenda.due(&known, context.clock()) {
+                    let keep = agenda.interval(&model) < KEPT;
+                    under_way.push(looker.look(model, keep));
+                }
+                context.fleet.retain(|uid| agenda.knows(uid));
+                context.metrics.models(known.len());
+                context.health.beat();
+            }
+            Some(ended) = under_way.next() => agenda.looked(&ended, context.clock()),
+        }
+    }
+}
+
+/// When which model is looked at next.
+#[derive(Default)]
+struct Agenda {
+    /// By the UID of the model.
+    entries: HashMap<String, Entry>,
+    /// Servers that are read in a look at each of the calm models, and of the lively ones.
+    calm_reads: usize,
+    lively_reads: usize,
+}
+
+struct Entry {
+    /// When its next look is due; never while one is under way.
+    next: f64,
+    lively: bool,
+    reads: usize,
+    /// The last glance that saw the model.
+    seen: f64,
+}
+
+/// A look that ended.
+struct Ended {
+    uid: String,
+    lively: bool,
+    /// How many servers were asked.
+    reads: usize,
+}
+
+impl Agenda {
+    /// The models whose look is due. Those that are not known any more are forgotten.
+    fn due(&mut self, known: &[Arc<Watched>], now: f64) -> Vec<Arc<Watched>> {
+        let mut due = Vec::new();
+        for model in known {
+            let Some(subject) = model.subject() else { continue };
+            if !self.entries.contains_key(&subject.uid) {
+                // New ones, and all after a start, are spread over the time that they will be apart.
+                let next =
+                    now + phase(&subject.uid) * pace(known.len(), CALM_READS).min(LONGEST) - GLANCE.as_secs_f64();
+                self.entries.insert(subject.uid.clone(), Entry { next, lively: true, reads: 0, seen: now });
+            }
+            let Some(entry) = self.entries.get_mut(&subject.uid) else { continue };
+            entry.seen = now;
+            if entry.next <= now {
+                entry.next = f64::INFINITY;
+                due.push(model.clone());
+            }
+        }
+        self.entries.retain(|_, entry| entry.seen >= now);
+        let reads =
+            |lively| self.entries.values().filter(|entry| entry.lively == lively).map(|entry| entry.reads).sum();
+        (self.calm_reads, self.lively_reads) = (reads(false), reads(true));
+        due
+    }
+
+    /// Whether it is a model that is looked at.
+    fn knows(&self, uid: &str) -> bool {
+        self.entries.contains_key(uid)
+    }
+
+    /// Seconds between two looks at a model.
+    fn interval(&self, model: &Watched) -> f64 {
+        let entry = model.subject().and_then(|subject| self.entries.get(&subject.uid));
+        self.interval_of(entry.is_none_or(|entry| entry.lively))
+    }
+
+    fn interval_of(&self, lively: bool) -> f64 {
+        if lively {
+            pace(self.lively_reads, LIVELY_READS)
+        } else {
+            pace(self.calm_reads, CALM_READS).min(LONGEST).max(pace(self.lively_reads, LIVELY_READS))
+        }
+    }
+
+    fn looked(&mut self, ended: &Ended, now: f64) {
+        let next = now + self.interval_of(ended.lively);
+        if let Some(entry) = self.entries.get_mut(&ended.uid) {
+            (entry.next, entry.lively, entry.reads) = (next, ended.lively, ended.reads);
+        }
+    }
+}
+
+/// Seconds in which `reads` are done at so many a second.
+fn pace(reads: usize, a_second: f64) -> f64 {
+    (reads as f64 / a_second).max(SHORTEST)
+}
+
+/// A number between 0 and 1 that is always the same for the same text.
+pub(super) fn phase(text: &str) -> f64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish() as f64 / u64::MAX as f64
+}
+
+/// What the looks share.
+struct Looker<'a> {
+    context: &'a Context,
+    scraper: Scraper,
+    wake: Wake,
+    /// Permits to ask servers that answered the last time, or were never asked.
+    prompt: Semaphore,
+    /// Permits to ask the others.
+    silent: Semaphore,
+}
+
+impl Looker<'_> {
+    /// One look at a model. `keep`: its connections will be used again soon.
+    async fn look(&self, model: Arc<Watched>, keep: bool) -> Ended {
+        let Some(subject) = model.subject() else {
+            return Ended { uid: String::new(), lively: false, reads: 0 };
+        };
         let started = Instant::now();
-        let known = models.state();
-        let readable: Vec<_> = known.iter().filter_map(|model| model.0.as_ref().ok()).collect();
-        let uids: HashSet<_> = readable.iter().filter_map(|model| model.uid()).collect();
-        context.fleet.retain(&uids);
-        look(&context, &readable, &scraper, &wake).await;
-        context.metrics.observed(readable.len(), started.elapsed().as_secs_f64());
-        context.health.beat();
-    }
-}
-
-/// One look at every model.
-async fn look(
-    context: &Context,
-    models: &[&ModelDeployment],
-    scraper: &Scraper,
-    wake: &UnboundedSender<ObjectRef<Guarded>>,
-) {
-    let parsed = models.iter().filter_map(|object| Some((*object, DesiredModel::parse(object).ok()?)));
-    let subjects: Vec<_> = parsed.map(|(object, model)| Subject::of(object, model, context)).collect();
-    let mut told = read(context, &subjects, scraper).await;
-    let now = context.clock();
-    for (index, subject) in subjects.iter().enumerate() {
-        let Subject { object, model, pods, missing, rolling_out } = subject;
-        let stats = told.remove(&index).unwrap_or_default();
-        let look = PodLook { pods, stats, missing: *missing, rolling_out: *rolling_out };
-        let previous = object.status.as_ref().and_then(previous_desired);
-        if context.fleet.look(model, previous, look, now) == Look::Due {
-            // The receiver lives as long as the controller; when it is gone, nobody is to be woken.
-            let _ = wake.unbounded_send(ObjectRef::new(&model.name).within(&model.namespace));
+        let (namespace, name) = (model.meta().namespace.as_deref(), model.meta().name.as_deref());
+        let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
+        let (mut look, asked) = self.prepare(subject, &seen::pods_key(namespace, name));
+        let reads = asked.iter().map(|index| self.ask(subject, &look.pods[*index].pod, keep));
+        let answers = join_all(reads).await;
+        let reads = answers.len();
+        for (index, answer) in asked.into_iter().zip(answers) {
+            look.pods[index].answer = answer;
         }
+        let looked = self.context.fleet.look(subject, look, self.context.clock());
+        if looked.due {
+            self.wake.model(namespace, name);
+        }
+        self.context.metrics.looked(started.elapsed().as_secs_f64());
+        Ended { uid: subject.uid.clone(), lively: looked.lively, reads }
     }
-}
 
-/// One model and its pods.
-struct Subject<'a> {
-    object: &'a ModelDeployment,
-    model: DesiredModel,
-    pods: Vec<Arc<Pod>>,
-    missing: u32,
-    rolling_out: bool,
-}
-
-impl<'a> Subject<'a> {
-    fn of(object: &'a ModelDeployment, model: DesiredModel, context: &Context) -> Self {
-        let seen = Seen::of(&model, &context.stores);
-        // A candidate that cannot start is neither help on its way nor a rollout to wait for.
-        let hopeless = stalled_candidate(object);
-        let counts = |revision: &str| hopeless != Some(revision);
-        let deployments = seen.deployments.iter().filter(|(revision, _)| counts(revision));
-        let wanted: i32 = deployments.clone().filter_map(|(_, deployment)| deployment.spec.as_ref()?.replicas).sum();
-        let pods: Vec<_> = deployments.clone().flat_map(|(revision, _)| seen.pods_of(revision)).cloned().collect();
-        let wanted = usize::try_from(wanted).unwrap_or_default();
-        let missing = u32::try_from(wanted.saturating_sub(pods.len())).unwrap_or_default();
-        Self { object, missing, rolling_out: deployments.count() > 1, model, pods }
+    /// A look before anybody was asked, and the indexes of the pods that are to be.
+    fn prepare(&self, subject: &Subject, pods_key: &str) -> (Look, Vec<usize>) {
+        let stores = &self.context.stores;
+        let mut deployments = stores.deployments.facts(&subject.uid);
+        deployments.retain(|deployment| subject.hopeless.as_deref() != Some(&deployment.revision));
+        let wanted: u32 = deployments.iter().map(|deployment| deployment.replicas).sum();
+        let ours = |pod: &PodFacts| deployments.iter().any(|deployment| deployment.revision == pod.revision);
+        let mut pods = stores.pods.facts(pods_key);
+        pods.retain(|pod| pod.alive && ours(pod));
+        let missing = wanted.saturating_sub(u32::try_from(pods.len()).unwrap_or(u32::MAX));
+        let asked = self.sample(subject, &pods);
+        let pods = pods.into_iter().map(|pod| PodLook { pod, answer: Answer::NotAsked }).collect();
+        (Look { pods, missing, rolling_out: deployments.len() > 1 }, asked)
     }
-}
 
-fn stalled_candidate(object: &ModelDeployment) -> Option<&str> {
-    let status = object.status.as_ref()?;
-    let stalled = status.conditions.iter().any(|condition| condition.type_ == STALLED && condition.status == "True");
-    let candidate = status.candidate.as_ref().filter(|_| stalled && status.stable.is_some())?;
-    Some(&candidate.revision)
-}
+    /// The indexes of the pods that are asked: always the same ones, so that there are differences between looks, and
+    /// whoever has told nothing yet.
+    fn sample(&self, subject: &Subject, pods: &[Arc<PodFacts>]) -> Vec<usize> {
+        let mut listening: Vec<_> = (0..pods.len()).filter(|index| pods[*index].address.is_some()).collect();
+        if listening.len() <= SAMPLE {
+            return listening;
+        }
+        listening.sort_by(|a, b| phase(&pods[*a].uid).total_cmp(&phase(&pods[*b].uid)));
+        let unknown = self.context.fleet.unknown(&subject.uid, pods);
+        let (first, rest) = listening.split_at(SAMPLE);
+        let new = rest.iter().filter(|index| unknown.contains(&*pods[**index].uid)).take(SAMPLE);
+        first.iter().chain(new).copied().collect()
+    }
 
-/// Reads `/stats` of every running pod: by the index of the subject, `(UID of the pod, statistics)`.
-async fn read(context: &Context, subjects: &[Subject<'_>], scraper: &Scraper) -> BTreeMap<usize, Vec<(String, Stats)>> {
-    let targets = subjects.iter().enumerate().flat_map(|(index, subject)| {
-        subject.pods.iter().filter_map(move |pod| {
-            let address = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
-            Some((index, pod.uid()?, address, seen::is_ready(pod)))
-        })
-    });
-    let reads: Vec<_> = targets
-        .map(|(index, uid, address, ready)| async move { (index, uid, ready, scraper.stats(address).await) })
-        .collect();
-    let mut told: BTreeMap<usize, Vec<_>> = BTreeMap::new();
-    let mut answers = stream::iter(reads).buffer_unordered(AT_ONCE);
-    while let Some((index, uid, ready, answer)) = answers.next().await {
-        context.health.beat();
-        match answer {
+    async fn ask(&self, subject: &Subject, pod: &PodFacts, keep: bool) -> Answer {
+        let Some(address) = pod.address else { return Answer::NotAsked };
+        let lane = if self.context.fleet.is_silent(&subject.uid, &pod.uid) { &self.silent } else { &self.prompt };
+        // Never closed: an error cannot come.
+        let _permit = lane.acquire().await;
+        match self.scraper.stats(address, keep).await {
             Ok(stats) => {
-                context.metrics.scraped("ok");
-                told.entry(index).or_default().push((uid, stats));
+                self.context.metrics.scraped("ok");
+                Answer::Told(Box::new(stats))
             }
-            // A server that starts does not listen yet; that is no outcome worth counting.
-            Err(_) if !ready => {}
             Err(error) => {
-                context.metrics.scraped(error.kind());
-                tracing::debug!(pod = uid, %error, "a server does not tell its numbers");
+                // A server that starts does not listen yet; that is no outcome worth counting.
+                if pod.ready {
+                    self.context.metrics.scraped(error.kind());
+                    tracing::debug!(pod = &*pod.uid, %error, "a server does not tell its numbers");
+                }
+                Answer::Silence
             }
         }
     }
-    told
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn models(number: usize) -> Vec<Arc<Watched>> {
+        let model = |number: usize| {
+            let name = format!("m{number}");
+            Arc::new(
+                serde_json::from_value(json!({
+                    "apiVersion": "ortolan.dev/v1alpha1", "kind": "ModelDeployment",
+                    "metadata": {"name": name, "namespace": "ml", "uid": name},
+                    "spec": {"model": {"uri": "file:///m.onnx"}},
+                }))
+                .unwrap(),
+            )
+        };
+        (0..number).map(model).collect()
+    }
+
+    /// Looks that come due in each of so many seconds, when every look ends at once and asks one server.
+    fn looks(agenda: &mut Agenda, known: &[Arc<Watched>], seconds: std::ops::Range<u32>, lively: bool) -> Vec<usize> {
+        let mut looks = Vec::new();
+        for second in seconds {
+            looks.push(0);
+            for tenth in 0..10 {
+                let now = f64::from(second) + f64::from(tenth) / 10.0;
+                let due = agenda.due(known, now);
+                *looks.last_mut().unwrap() += due.len();
+                for model in due {
+                    agenda.looked(&Ended { uid: model.subject().unwrap().uid.clone(), lively, reads: 1 }, now);
+                }
+            }
+        }
+        looks
+    }
+
+    #[test]
+    fn few_models_are_looked_at_every_second_also_when_they_are_calm() {
+        let (mut agenda, known) = (Agenda::default(), models(20));
+        let looks = looks(&mut agenda, &known, 0..10, false);
+        assert!(looks[1..].iter().all(|looks| (18..=22).contains(looks)), "{looks:?}");
+    }
+
+    #[test]
+    fn many_calm_models_share_a_thousand_reads_a_second_and_are_spread_over_the_time() {
+        let (mut agenda, known) = (Agenda::default(), models(4000));
+        let looks = looks(&mut agenda, &known, 0..20, false);
+        assert!(looks[8..].iter().all(|looks| (700..1300).contains(looks)), "{looks:?}");
+    }
+
+    #[test]
+    fn a_lively_model_is_looked_at_every_second_among_many_calm_ones() {
+        let (mut agenda, known) = (Agenda::default(), models(3000));
+        looks(&mut agenda, &known, 0..8, false);
+        let mut of_lively = 0;
+        for tenth in 80..180u32 {
+            let now = f64::from(tenth) / 10.0;
+            for model in agenda.due(&known, now) {
+                let uid = model.subject().unwrap().uid.clone();
+                of_lively += u32::from(uid == "m7");
+                agenda.looked(&Ended { lively: uid == "m7", uid, reads: 1 }, now);
+            }
+        }
+        assert!((6..=10).contains(&of_lively), "{of_lively}");
+    }
+
+    #[test]
+    fn a_model_that_is_gone_is_forgotten() {
+        let (mut agenda, known) = (Agenda::default(), models(2));
+        agenda.due(&known, 0.0);
+        agenda.due(&known[..1], 1.0);
+        assert!(agenda.knows("m0") && !agenda.knows("m1"));
+    }
+
+    #[test]
+    fn no_second_look_begins_while_one_is_under_way() {
+        let (mut agenda, known) = (Agenda::default(), models(1));
+        assert_eq!((0..50).map(|second| agenda.due(&known, f64::from(second)).len()).sum::<usize>(), 1);
+    }
 }

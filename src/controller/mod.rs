@@ -11,27 +11,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, channel::mpsc};
-use k8s_openapi::api::core::v1::Pod;
+use futures::{StreamExt, stream};
 use kube::{
-    Client, ResourceExt,
-    core::DeserializeGuard,
-    runtime::{
-        Config, Controller,
-        controller::{Action, Error as ControllerError},
-        reflector::ObjectRef,
-        watcher,
-    },
+    Client, Resource, ResourceExt,
+    runtime::{Config, Controller, controller::Action},
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
-    api::{ModelDeployment, names},
     cluster::writer::Writer,
     metrics::Metrics,
     observe::{
+        models::Watched,
         scrape::Scraper,
-        stores::{self, Filling, Stores},
+        stores::{self, Filling, Stores, Wake},
     },
     operations::Health,
     render::Renderer,
@@ -39,14 +32,11 @@ use crate::{
 use fleet::Fleet;
 use reconcile::{ReconcileError, reconcile};
 
-/// A ModelDeployment, or an object that cannot be read as one and must not stop the watch.
-pub type Guarded = DeserializeGuard<ModelDeployment>;
-
 /// Reconciles at once.
 const CONCURRENCY: u16 = 16;
 /// The longest that one reconcile may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// An object is looked at again after this, whatever the watches said.
+/// An object is looked at again after this, or up to twice as long, whatever the watches said.
 const RESYNC: Duration = Duration::from_mins(5);
 /// While pods start.
 const LOOK_AGAIN: Duration = Duration::from_secs(4);
@@ -98,17 +88,16 @@ pub async fn run(
 ) -> Result<(), reqwest::Error> {
     let scraper = Scraper::new()?;
     let filling = Filling::default();
-    let (models, model_changes) = stores::watch::<Guarded>(&client, watcher::Config::default(), &filling);
-    let (revisions, revision_changes) = stores::watch(&client, stores::ours(), &filling);
-    let (deployments, deployment_changes) = stores::watch(&client, stores::ours(), &filling);
-    let (services, service_changes) = stores::watch(&client, stores::ours(), &filling);
-    let (budgets, budget_changes) = stores::watch(&client, stores::ours(), &filling);
-    let (pods, pod_changes) = stores::watch(&client, stores::ours(), &filling);
+    let (wake, woken) = Wake::channel();
+    // Watches and looks run beside the reconciles; all end with this function.
+    let mut tasks = JoinSet::new();
+    let models = stores::watch_models(&client, &filling, &wake, &mut tasks);
+    let stores = Stores::watch(&client, &filling, &wake, &mut tasks);
     let context = Arc::new(Context {
         client: client.clone(),
         writer: Writer::new(client.clone(), settings.instance.clone(), metrics.clone()),
         filling,
-        stores: Stores { revisions, deployments, services, budgets, pods },
+        stores,
         settings,
         fleet: Fleet::default(),
         metrics,
@@ -116,31 +105,26 @@ pub async fn run(
         under_way: Semaphore::new(usize::from(CONCURRENCY)),
         started: Instant::now(),
     });
-    let (wake, woken) = mpsc::unbounded();
-    let controller = Controller::for_stream(model_changes, models.clone())
+    // Who is to be reconciled comes from the watches above alone.
+    let controller = Controller::for_stream(stream::pending(), models.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
-        .owns_stream(revision_changes)
-        .owns_stream(deployment_changes)
-        .owns_stream(service_changes)
-        .owns_stream(budget_changes)
-        .watches_stream(pod_changes, |pod: Pod| model_of(&pod))
         .reconcile_on(woken);
-    // kube's own graceful shutdown never ends when a cache was not filled yet, so the end is arranged here.
-    let mut reconciles = pin!(controller.run(step, on_error, context.clone()).for_each(|result| async {
-        // A failed reconcile was logged by on_error; an object that is gone is no error.
-        if let Err(ControllerError::QueueError(error)) = result {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a watch failed and is begun anew");
+    // kube's own graceful shutdown never ends when a cache was not filled yet, so the end is arranged here. A failed
+    // reconcile was logged by on_error; an object that is gone is no error.
+    let mut reconciles = pin!(controller.run(step, on_error, context.clone()).for_each(|_| async {}));
+    tasks.spawn({
+        let context = context.clone();
+        async move {
+            // Decisions on half-filled caches would be about servers that are only not seen yet.
+            context.filling.done().await;
+            context.health.ready();
+            looks::run(context, models, scraper, wake).await;
         }
-    }));
-    let looks = async {
-        // Decisions on half-filled caches would be about servers that are only not seen yet.
-        context.filling.done().await;
-        context.health.ready();
-        looks::run(context.clone(), models, scraper, wake).await;
-    };
+    });
     tokio::select! {
         () = &mut reconciles => {}
-        () = looks => {}
+        // None of them ends but by a fault.
+        _ = tasks.join_next() => {}
         () = shutdown => {}
     }
     // Reconciles under way go on while `reconciles` is kept, and may end; whatever does not is taken up by the next
@@ -149,24 +133,22 @@ pub async fn run(
     Ok(())
 }
 
-/// The model that a pod belongs to, by its label: a pod's owner is a ReplicaSet.
-fn model_of(pod: &Pod) -> Option<ObjectRef<Guarded>> {
-    Some(ObjectRef::new(pod.labels().get(names::MODEL)?).within(&pod.namespace()?))
-}
-
 /// One reconcile, with its limits, its log and its metrics around it.
-async fn step(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+async fn step(watched: Arc<Watched>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     // Never closed: an error cannot come.
     let _permit = context.under_way.acquire().await;
     let started = Instant::now();
-    let result = match &object.0 {
-        Err(invalid) => Err(ReconcileError::Unreadable(invalid.error.clone())),
+    let result = if watched.meta().deletion_timestamp.is_some() {
         // Being deleted: the children go by their owner references.
-        Ok(model) if model.metadata.deletion_timestamp.is_some() => Ok(Action::await_change()),
-        Ok(model) => {
-            context.filling.done().await;
-            let reconciled = tokio::time::timeout(TIMEOUT, reconcile(model, &context)).await;
-            reconciled.unwrap_or_else(|_| Err(ReconcileError::TimedOut(TIMEOUT.as_secs())))
+        Ok(Action::await_change())
+    } else {
+        context.filling.done().await;
+        match watched.object() {
+            Err(invalid) => Err(ReconcileError::Unreadable(invalid)),
+            Ok(object) => {
+                let reconciled = tokio::time::timeout(TIMEOUT, reconcile(&object, &context)).await;
+                reconciled.unwrap_or_else(|_| Err(ReconcileError::TimedOut(TIMEOUT.as_secs())))
+            }
         }
     };
     context.metrics.reconciled(started.elapsed().as_secs_f64(), result.as_ref().err().map(ReconcileError::kind));
@@ -174,16 +156,14 @@ async fn step(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Rec
 }
 
 #[allow(clippy::needless_pass_by_value)] // the signature is the controller's
-fn on_error(object: Arc<Guarded>, error: &ReconcileError, _: Arc<Context>) -> Action {
+fn on_error(object: Arc<Watched>, error: &ReconcileError, _: Arc<Context>) -> Action {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     tracing::warn!(namespace, name, %error, "a reconcile failed and is tried again");
     // Spread out, so that many objects that failed together do not come back together.
-    let jitter = u64::from(std::hash::Hasher::finish(&hash_of(&name)).to_le_bytes()[0]) * 8;
-    Action::requeue(RETRY + Duration::from_millis(jitter))
+    Action::requeue(RETRY + jitter(&name, Duration::from_secs(2)))
 }
 
-fn hash_of(name: &str) -> std::collections::hash_map::DefaultHasher {
-    let mut hasher = std::collections::hash_map::DefaultHasher::new();
-    std::hash::Hash::hash(name, &mut hasher);
-    hasher
+/// A time below `longest` that differs from name to name.
+fn jitter(name: &str, longest: Duration) -> Duration {
+    longest.mul_f64(looks::phase(name))
 }

@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::runtime::controller::Action;
 
-use super::{Context, LOOK_AGAIN, RESYNC, RETRY, Settings, fleet::View};
+use super::{Context, LOOK_AGAIN, RESYNC, RETRY, Settings, fleet::View, jitter};
 use crate::{
     api::{
         ModelDeployment, ModelDeploymentStatus,
@@ -340,7 +340,8 @@ async fn report(
     match applied.error {
         Some(error) => Err(error),
         None if stuck::are_starting(seen.pods.iter().map(AsRef::as_ref)) => Ok(Action::requeue(LOOK_AGAIN)),
-        None => Ok(Action::requeue(RESYNC)),
+        // Spread out, so that the models that a new operator began with do not come back together.
+        None => Ok(Action::requeue(RESYNC + jitter(&model.name, RESYNC))),
     }
 }
 

@@ -1,6 +1,6 @@
-//! What the caches hold of one model.
+//! What the caches hold of one model, and what is needed of its children every second.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{
     api::{
@@ -10,9 +10,12 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::{Resource, ResourceExt, runtime::reflector::Store};
+use kube::{Resource, ResourceExt};
 
-use super::stores::Stores;
+use super::{
+    index::{Child, Owner},
+    stores::Stores,
+};
 use crate::api::{names, validated::DesiredModel};
 
 /// The children of one model, by the UID of their owner: what another object of the same name left behind is not ours.
@@ -33,18 +36,15 @@ pub struct Seen {
 impl Seen {
     /// Looks the model's children up.
     pub fn of(model: &DesiredModel, stores: &Stores) -> Self {
-        let deployments = by_revision(owned(model, &stores.deployments));
-        let pods = stores.pods.state_filter(|pod| {
-            pod.namespace().as_ref() == Some(&model.namespace)
-                && label(pod, names::MODEL) == Some(&model.name)
-                && label(pod, names::REVISION).is_some_and(|revision| deployments.contains_key(revision))
-        });
+        let deployments = by_revision(stores.deployments.of(&model.uid));
+        let mut pods = stores.pods.of(&pods_key(&model.namespace, &model.name));
+        pods.retain(|pod| label(pod, names::REVISION).is_some_and(|revision| deployments.contains_key(revision)));
         Self {
-            revisions: by_revision(owned(model, &stores.revisions)),
-            service: owned(model, &stores.services).into_iter().next(),
-            budget: owned(model, &stores.budgets).into_iter().next(),
+            revisions: by_revision(stores.revisions.of(&model.uid)),
+            service: stores.services.of(&model.uid).into_iter().next().map(Arc::new),
+            budget: stores.budgets.of(&model.uid).into_iter().next().map(Arc::new),
             deployments,
-            pods,
+            pods: pods.into_iter().map(Arc::new).collect(),
         }
     }
 
@@ -54,18 +54,102 @@ impl Seen {
     }
 }
 
-fn owned<K>(model: &DesiredModel, store: &Store<K>) -> Vec<Arc<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    store.state_filter(|child| {
-        child.namespace().as_ref() == Some(&model.namespace)
-            && child.owner_references().iter().any(|owner| owner.uid == model.uid)
-    })
+impl Child for ControllerRevision {
+    type Facts = ();
+
+    fn facts(&self) {}
 }
 
-fn by_revision<K: Resource>(children: Vec<Arc<K>>) -> BTreeMap<String, Arc<K>> {
-    children.into_iter().filter_map(|child| Some((label(child.as_ref(), names::REVISION)?.to_owned(), child))).collect()
+impl Child for Deployment {
+    type Facts = DeploymentFacts;
+
+    fn facts(&self) -> DeploymentFacts {
+        let replicas = self.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
+        DeploymentFacts { revision: revision(self), replicas: u32::try_from(replicas).unwrap_or_default() }
+    }
+}
+
+impl Child for Service {
+    type Facts = ();
+
+    fn facts(&self) {}
+
+    fn prune(&mut self) {
+        self.status = None;
+    }
+}
+
+impl Child for PodDisruptionBudget {
+    type Facts = ();
+
+    fn facts(&self) {}
+
+    fn prune(&mut self) {
+        // Moves with every pod that comes and goes.
+        self.status = None;
+    }
+}
+
+impl Child for Pod {
+    type Facts = PodFacts;
+
+    fn facts(&self) -> PodFacts {
+        let address = self.status.as_ref().and_then(|status| status.pod_ip.as_ref()?.parse().ok());
+        PodFacts {
+            uid: self.metadata.uid.as_deref().unwrap_or_default().into(),
+            revision: revision(self),
+            address,
+            alive: is_alive(self),
+            ready: is_ready(self),
+            cold_start: cold_start(self),
+        }
+    }
+
+    /// A pod's owner is a ReplicaSet: it is found by the namespace and the label of its model.
+    fn owner(&self) -> Option<Owner> {
+        let (namespace, name) = (self.namespace()?, label(self, names::MODEL)?.to_owned());
+        Some(Owner { key: pods_key(&namespace, &name).into(), namespace, name })
+    }
+}
+
+/// What is needed of a Deployment every second.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeploymentFacts {
+    /// The revision that it runs.
+    pub revision: Box<str>,
+    /// The servers that it asks for.
+    pub replicas: u32,
+}
+
+/// What is needed of a pod every second.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodFacts {
+    /// Its UID.
+    pub uid: Box<str>,
+    /// The revision that it runs.
+    pub revision: Box<str>,
+    /// Where it listens, once it has an address.
+    pub address: Option<IpAddr>,
+    /// Neither told to stop nor ended.
+    pub alive: bool,
+    /// It answers requests.
+    pub ready: bool,
+    /// Seconds from its creation until it was ready, for one that has become ready for the first time.
+    pub cold_start: Option<f64>,
+}
+
+/// By what the pods of a model are found.
+pub fn pods_key(namespace: &str, model: &str) -> String {
+    format!("{namespace}/{model}")
+}
+
+fn by_revision<K: Resource>(children: Vec<K>) -> BTreeMap<String, Arc<K>> {
+    let revision = |child: &K| label(child, names::REVISION).map(str::to_owned);
+    children.into_iter().filter_map(|child| Some((revision(&child)?, Arc::new(child)))).collect()
+}
+
+fn revision<K: Resource>(object: &K) -> Box<str> {
+    label(object, names::REVISION).unwrap_or_default().into()
 }
 
 fn label<'a, K: Resource>(object: &'a K, key: &str) -> Option<&'a str> {

@@ -1,41 +1,64 @@
-//! Watch caches of everything the operator reads, and the streams that fill them.
+//! Watch caches of everything the operator reads, and the watches that fill them.
 //!
-//! Only objects that carry our labels are watched, except ModelDeployments themselves. Each stream yields the objects
-//! that changed, for the controller to know whom to reconcile.
+//! Only objects that carry our labels are watched, except ModelDeployments themselves. Each watch is a task of its own,
+//! so that a list of ten thousand objects is read beside the others, and says which models its changes concern.
 //!
 //! Whether the caches are filled is told by [`Filling`] and not by `Store::wait_until_ready`: that one wakes only the
-//! last of several waiters (kube-runtime 5.0, `DelayedInit`), and the controller is a waiter already.
+//! last of several waiters (kube-runtime 5.0, `DelayedInit`), and the controller is a waiter already. Until its cache is
+//! filled a watch wakes nobody: every model is reconciled anyway when the ModelDeployments come in.
 
-use std::{fmt::Debug, hash::Hash, sync::Arc};
+use std::sync::Arc;
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, channel::mpsc};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
     core::v1::{Pod, Service},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Api, Client, Resource,
-    runtime::{WatchStreamExt, reflector, reflector::Store, watcher},
+    Api, Client, ResourceExt,
+    runtime::{
+        WatchStreamExt, reflector,
+        reflector::{ObjectRef, Store},
+        watcher,
+    },
 };
-use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
+use super::{
+    index::{Child, Index},
+    models::Watched,
+};
 use crate::api::names;
 
 /// The caches of what the operator makes.
-#[derive(Clone)]
+#[derive(Clone, Debug, Default)]
 pub struct Stores {
     /// Snapshots of revisions.
-    pub revisions: Store<ControllerRevision>,
+    pub revisions: Index<ControllerRevision>,
     /// One for each revision.
-    pub deployments: Store<Deployment>,
+    pub deployments: Index<Deployment>,
     /// One for each model.
-    pub services: Store<Service>,
+    pub services: Index<Service>,
     /// One for each model.
-    pub budgets: Store<PodDisruptionBudget>,
+    pub budgets: Index<PodDisruptionBudget>,
     /// The servers.
-    pub pods: Store<Pod>,
+    pub pods: Index<Pod>,
+}
+
+impl Stores {
+    /// Fills the caches for as long as `tasks` live, and wakes the models whose children change.
+    pub fn watch(client: &Client, filling: &Filling, wake: &Wake, tasks: &mut JoinSet<()>) -> Self {
+        let stores = Self::default();
+        let mut watching = Watching { client, filling, wake, tasks };
+        let Self { revisions, deployments, services, budgets, pods } = &stores;
+        watching.begin(revisions);
+        watching.begin(deployments);
+        watching.begin(services);
+        watching.begin(budgets);
+        watching.begin(pods);
+        stores
+    }
 }
 
 /// Counts the caches that do not yet hold what there was when their watch began.
@@ -54,38 +77,99 @@ impl Filling {
         // The sender lives in `self`: the channel cannot close.
         let _ = self.0.subscribe().wait_for(|left| *left == 0).await;
     }
+
+    fn one_more(&self) {
+        self.0.send_modify(|left| *left += 1);
+    }
+
+    fn one_less(&self) {
+        self.0.send_modify(|left| *left -= 1);
+    }
 }
 
-/// Watches what carries our labels.
-pub fn ours() -> watcher::Config {
-    watcher::Config::default().labels(&format!("{}={}", names::MANAGED_BY, names::MANAGER))
+/// What the watches of all kinds of children share.
+struct Watching<'a> {
+    client: &'a Client,
+    filling: &'a Filling,
+    wake: &'a Wake,
+    tasks: &'a mut JoinSet<()>,
 }
 
-/// A cache and the stream that fills it while it is polled; its items are the objects that changed.
-pub fn watch<K>(
-    client: &Client,
-    config: watcher::Config,
-    filling: &Filling,
-) -> (Store<K>, impl Stream<Item = Result<K, watcher::Error>> + Send + use<K>)
-where
-    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    K::DynamicType: Default + Eq + Hash + Clone,
-{
-    let (reader, writer) = reflector::store();
-    let filling = filling.clone();
-    filling.0.send_modify(|left| *left += 1);
-    let mut filled = false;
-    let changes = watcher(Api::<K>::all(client.clone()), config)
-        .default_backoff()
-        .modify(|object| object.meta_mut().managed_fields = None)
-        .reflect(writer)
-        .inspect(move |event| {
-            if matches!(event, Ok(watcher::Event::InitDone)) && !filled {
-                filled = true;
-                filling.0.send_modify(|left| *left -= 1);
+impl Watching<'_> {
+    /// Watches what carries our labels.
+    fn begin<K: Child>(&mut self, index: &Index<K>) {
+        let (index, filling, wake) = (index.clone(), self.filling.clone(), self.wake.clone());
+        let ours = watcher::Config::default().labels(&format!("{}={}", names::MANAGED_BY, names::MANAGER));
+        let mut events = watcher(Api::<K>::all(self.client.clone()), ours).default_backoff().boxed();
+        filling.one_more();
+        self.tasks.spawn(async move {
+            let mut filled = false;
+            while let Some(event) = events.next().await {
+                let Some(event) = heard(event) else { continue };
+                let done = matches!(event, watcher::Event::InitDone);
+                let concerned = index.take(event);
+                if filled {
+                    for owner in concerned {
+                        wake.model(&owner.namespace, &owner.name);
+                    }
+                } else if done {
+                    filled = true;
+                    filling.one_less();
+                }
             }
+        });
+    }
+}
+
+/// Fills the cache of ModelDeployments for as long as `tasks` live, and wakes those that change.
+pub fn watch_models(client: &Client, filling: &Filling, wake: &Wake, tasks: &mut JoinSet<()>) -> Store<Watched> {
+    let (reader, writer) = reflector::store();
+    let (filling, wake) = (filling.clone(), wake.clone());
+    filling.one_more();
+    let models = Api::<Watched>::all(client.clone());
+    let mut events = watcher(models, watcher::Config::default()).default_backoff().reflect(writer).boxed();
+    tasks.spawn(async move {
+        let mut filled = false;
+        while let Some(event) = events.next().await {
+            use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+            match heard(event) {
+                Some(InitDone) if !filled => {
+                    filled = true;
+                    filling.one_less();
+                }
+                Some(Apply(model) | InitApply(model) | Delete(model)) => {
+                    wake.model(&model.namespace().unwrap_or_default(), &model.name_any());
+                }
+                Some(Init | InitDone) | None => {}
+            }
+        }
+    });
+    reader
+}
+
+/// Tells the controller which models have something to do.
+#[derive(Clone, Debug)]
+pub struct Wake(mpsc::UnboundedSender<ObjectRef<Watched>>);
+
+impl Wake {
+    /// The end that tells and the end that hears.
+    pub fn channel() -> (Self, impl Stream<Item = ObjectRef<Watched>> + Send + use<>) {
+        let (told, heard) = mpsc::unbounded();
+        (Self(told), heard)
+    }
+
+    /// A model has something to do.
+    pub fn model(&self, namespace: &str, name: &str) {
+        // The receiver lives as long as the controller; when it is gone, nobody is to be woken.
+        let _ = self.0.unbounded_send(ObjectRef::new(name).within(namespace));
+    }
+}
+
+/// A watch that failed goes on by itself, from a new list if need be.
+fn heard<K>(event: Result<watcher::Event<K>, watcher::Error>) -> Option<watcher::Event<K>> {
+    event
+        .inspect_err(|error| {
+            tracing::warn!(error = error as &dyn std::error::Error, "a watch failed and is begun anew");
         })
-        .touched_objects()
-        .boxed();
-    (reader, changes)
+        .ok()
 }

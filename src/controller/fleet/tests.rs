@@ -18,14 +18,21 @@ fn model() -> DesiredModel {
     DesiredModel::parse(&object).unwrap()
 }
 
-/// A pod made at 00:00:00; ready since that second, or not.
-fn pod(uid: &str, ready_at: Option<u32>) -> Arc<Pod> {
-    let ready = ready_at.map(|second| json!({"type": "Ready", "status": "True", "lastTransitionTime": format!("2026-01-01T00:00:{second:02}Z")}));
-    let pod = json!({
-        "metadata": {"uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z"},
-        "status": {"phase": "Running", "conditions": ready.into_iter().collect::<Vec<_>>()},
-    });
-    Arc::new(serde_json::from_value(pod).unwrap())
+/// A pod that was ready so many seconds after it was made, or is not ready.
+fn pod(uid: &str, ready_after: Option<u32>) -> Arc<PodFacts> {
+    Arc::new(PodFacts {
+        uid: uid.into(),
+        revision: "a".into(),
+        address: None,
+        alive: true,
+        ready: ready_after.is_some(),
+        cold_start: ready_after.map(f64::from),
+    })
+}
+
+fn subject() -> Subject {
+    let model = model();
+    Subject { uid: model.uid, scaling: model.scaling, previous: Some(1), hopeless: None }
 }
 
 /// What a server tells that has answered `completed` requests, of 10 ms each, when it was up for `uptime` seconds.
@@ -50,20 +57,26 @@ fn stats(uptime: f64, completed: u64) -> Stats {
     stats
 }
 
-fn look(fleet: &Fleet, pods: &[Arc<Pod>], told: Vec<(&str, Stats)>, now: f64) -> Look {
-    let stats = told.into_iter().map(|(uid, stats)| (uid.to_owned(), stats)).collect();
-    fleet.look(&model(), Some(1), PodLook { pods, stats, missing: 0, rolling_out: false }, now)
+/// Pods that were asked, and those of them that said something.
+fn looked(pods: &[Arc<PodFacts>], told: Vec<(&str, Stats)>) -> Look {
+    let mut told: HashMap<_, _> = told.into_iter().collect();
+    let mut answer = |uid: &str| told.remove(uid).map_or(Answer::Silence, |stats| Answer::Told(Box::new(stats)));
+    let pods = pods.iter().map(|pod| PodLook { pod: pod.clone(), answer: answer(&pod.uid) });
+    Look { pods: pods.collect(), missing: 0, rolling_out: false }
 }
 
-fn observation(fleet: &Fleet, pods: &[Arc<Pod>], now: f64) -> Observation {
-    let look = PodLook { pods, stats: Vec::new(), missing: 0, rolling_out: false };
-    fleet.lock()["0b51"].observation(&look, now)
+fn look(fleet: &Fleet, pods: &[Arc<PodFacts>], told: Vec<(&str, Stats)>, now: f64) -> Looked {
+    fleet.look(&subject(), looked(pods, told), now)
+}
+
+fn observation(fleet: &Fleet, pods: &[Arc<PodFacts>], now: f64) -> Observation {
+    fleet.lock()["0b51"].observation(&looked(pods, vec![]), now)
 }
 
 #[test]
 fn a_new_digest_wakes_a_reconcile_and_is_known_by_pod() {
     let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
-    assert_eq!(look(&fleet, &pods, vec![("p", stats(1.0, 0))], 1.0), Look::Due);
+    assert!(look(&fleet, &pods, vec![("p", stats(1.0, 0))], 1.0).due);
     assert_eq!(fleet.view(&model(), Some(1), 1.0).digests["p"], "00ff");
 }
 
@@ -125,6 +138,38 @@ fn numbers_are_written_when_they_move_and_taken_back_when_nobody_tells_any() {
 }
 
 #[test]
+fn numbers_of_servers_that_were_not_asked_are_reckoned_from_the_others() {
+    let (fleet, pods) = (Fleet::default(), ["p", "q", "r", "s"].map(|uid| pod(uid, Some(2))));
+    for second in 1..=2u32 {
+        let mut look = looked(&pods, vec![("p", stats(f64::from(second), u64::from(second) * 100))]);
+        look.pods[1..].iter_mut().for_each(|look| look.answer = Answer::NotAsked);
+        fleet.look(&subject(), look, f64::from(second));
+    }
+    let change = fleet.view(&model(), Some(1), 2.0).numbers;
+    assert!(matches!(change, Change::Write(numbers) if (numbers.throughput - 400.0).abs() < 1.0), "{change:?}");
+    let mut look = looked(&pods, vec![]);
+    look.pods.iter_mut().for_each(|look| look.answer = Answer::NotAsked);
+    assert_eq!(fleet.lock()["0b51"].observation(&look, 2.0).silent, 0, "who was not asked is not silent");
+}
+
+#[test]
+fn a_model_is_lively_while_there_are_requests_or_news_and_calm_after() {
+    let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
+    let quiet = |second: u32| look(&fleet, &pods, vec![("p", stats(f64::from(second), 100))], f64::from(second));
+    assert!(look(&fleet, &pods, vec![("p", stats(1.0, 0))], 1.0).lively, "a first look");
+    assert!(look(&fleet, &pods, vec![("p", stats(2.0, 100))], 2.0).lively, "requests");
+    let ends = (3..200).find(|second| {
+        let looked = quiet(*second);
+        fleet.written("0b51", fleet.view(&model(), Some(1), f64::from(*second)).numbers, f64::from(*second));
+        !looked.lively
+    });
+    assert_eq!(ends, Some(92));
+    let silent = |second: u32| look(&fleet, &pods, vec![], f64::from(second));
+    assert!(silent(200).lively, "a silence is news");
+    assert!((201..300).any(|second| !silent(second).lively), "and then it is none any more");
+}
+
+#[test]
 fn words_that_change_for_a_moment_are_not_shown() {
     let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
     for second in 1..=3 {
@@ -148,6 +193,7 @@ fn a_status_that_was_written_holds_until_the_cache_has_a_newer_one() {
     fleet.reported("0b51", "41".into(), status.clone());
     assert_eq!(fleet.reported_over("0b51", Some("41")), Some(status));
     assert_eq!(fleet.reported_over("0b51", Some("42")), None);
+    assert_eq!(fleet.reported_over("0b51", Some("41")), None, "forgotten since");
 }
 
 #[test]
