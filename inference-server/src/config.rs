@@ -82,6 +82,9 @@ pub struct ServeArguments {
     /// The largest model that is fetched
     #[arg(long, value_name = "BYTES", default_value = "2GiB", env = "ORTOLAN_MAX_MODEL_BYTES")]
     pub max_model_bytes: ByteSize,
+    /// How long loading the fetched model and running it for the first time may take
+    #[arg(long, value_name = "TIME", default_value = "4m", env = "ORTOLAN_LOAD_TIMEOUT")]
+    pub load_timeout: HumanDuration,
     /// The largest request body, over REST and gRPC alike
     #[arg(long, value_name = "BYTES", default_value = "64MiB", env = "ORTOLAN_MAX_REQUEST_BYTES")]
     pub max_request_bytes: ByteSize,
@@ -138,6 +141,8 @@ pub struct Config {
     pub sha256: Option<String>,
     /// The largest model that is fetched, in bytes.
     pub max_model_bytes: u64,
+    /// How long loading may take.
+    pub load_timeout: Duration,
     /// Where fetched models are kept.
     pub cache_dir: PathBuf,
     /// Whether that folder is this server's alone.
@@ -210,6 +215,7 @@ impl TryFrom<ServeArguments> for Config {
             source: arguments.model.parse()?,
             sha256: arguments.sha256.as_deref().map(checked_digest).transpose()?,
             max_model_bytes: arguments.max_model_bytes.as_u64(),
+            load_timeout: *arguments.load_timeout,
             cache_dir: arguments.cache_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("ortolan-models")),
             owns_cache: arguments.cache_dir.is_some(),
             batching: batching(&arguments)?,

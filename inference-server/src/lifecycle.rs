@@ -5,7 +5,7 @@
 //! since clients learn late that a server leaves; then connections are closed as they become idle.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ortolan_protocol::failure::{Failure, FailureReason};
 use ortolan_protocol::grpc::grpc_inference_service_server::SERVICE_NAME;
@@ -87,8 +87,25 @@ async fn obtain(config: &Config, server: &Server) -> Result<Model, Failure> {
     let fetched = fetch::fetch(&config.source, &wanted).await?;
     info!(bytes = fetched.bytes, sha256 = fetched.digest, took = ?start.elapsed(), "the model is fetched");
     server.fetched(&fetched.digest);
-    runtime.await.map_err(|_| internal("the ONNX Runtime library stopped the thread that loaded it".to_owned()))??;
-    load::load(fetched, config.threads, config.batching, Arc::clone(server.counters())).await
+    // A model can hang the runtime: nobody would ever know why the server does not become ready.
+    let loading = async {
+        runtime
+            .await
+            .map_err(|_| internal("the ONNX Runtime library stopped the thread that loaded it".to_owned()))??;
+        load::load(fetched, config.threads, config.batching, Arc::clone(server.counters())).await
+    };
+    tokio::time::timeout(config.load_timeout, loading).await.unwrap_or_else(|_| Err(timed_out(config.load_timeout)))
+}
+
+fn timed_out(limit: Duration) -> Failure {
+    let limit = humantime::format_duration(limit);
+    Failure {
+        reason: FailureReason::LoadTimedOut,
+        message: format!(
+            "the model was fetched, but loading it and running it for the first time was not done within {limit}: it hangs, or \
+             there is too little CPU for it"
+        ),
+    }
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

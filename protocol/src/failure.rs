@@ -34,6 +34,8 @@ pub enum FailureReason {
     ModelInvalid,
     /// A model that this server's runtime cannot run: operator set, operator or type.
     ModelUnsupported,
+    /// Loading the model, or running it for the first time, took longer than it may.
+    LoadTimedOut,
     /// The settings cannot be met: ports, threads, batching.
     ConfigInvalid,
     /// Anything else; the message says what.
@@ -70,6 +72,7 @@ impl FailureReason {
             Self::DigestMismatch => "DigestMismatch",
             Self::ModelInvalid => "ModelInvalid",
             Self::ModelUnsupported => "ModelUnsupported",
+            Self::LoadTimedOut => "LoadTimedOut",
             Self::ConfigInvalid => "ConfigInvalid",
             Self::Internal => "Internal",
         }

@@ -62,9 +62,35 @@ pub mod reason {
     pub const OUT_OF_MEMORY: &str = "OutOfMemory";
     /// The container ends again and again.
     pub const CRASH_LOOP: &str = "CrashLoop";
-    /// The container cannot be made: a volume, a ConfigMap or a claim is missing.
+    /// The kubelet stopped the container because it did not answer its liveness probe.
+    pub const NOT_ALIVE: &str = "LivenessProbeFailed";
+    /// The container runs and does not answer its readiness probe.
+    pub const NOT_READY: &str = "ReadinessProbeFailed";
+    /// The container cannot be made, for none of the reasons that have their own name.
     pub const CONTAINER_NOT_CREATED: &str = "ContainerNotCreated";
-    /// The API server refused to create pods: a quota, an admission policy.
+    /// A ConfigMap that the pod mounts does not exist.
+    pub const CONFIG_MAP_NOT_FOUND: &str = "ConfigMapNotFound";
+    /// A Secret that the pod mounts does not exist.
+    pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
+    /// A ConfigMap or Secret that the pod mounts lacks the key.
+    pub const KEY_NOT_FOUND: &str = "KeyNotFound";
+    /// A PersistentVolumeClaim that the pod mounts does not exist.
+    pub const CLAIM_NOT_FOUND: &str = "ClaimNotFound";
+    /// A PersistentVolumeClaim that the pod mounts has no volume.
+    pub const CLAIM_UNBOUND: &str = "ClaimUnbound";
+    /// A volume of the pod cannot be mounted.
+    pub const VOLUME_NOT_MOUNTED: &str = "VolumeNotMounted";
+    /// The node took its resources back.
+    pub const EVICTED: &str = "Evicted";
+    /// A pod of higher priority took the place.
+    pub const PREEMPTED: &str = "Preempted";
+    /// The pod's node does not answer.
+    pub const NODE_LOST: &str = "NodeLost";
+    /// A ResourceQuota does not let pods be created.
+    pub const QUOTA_EXCEEDED: &str = "QuotaExceeded";
+    /// Pod Security, a LimitRange, a policy or a webhook does not let pods be created.
+    pub const ADMISSION_REFUSED: &str = "AdmissionRefused";
+    /// The API server refused to create pods, for another reason.
     pub const PODS_REFUSED: &str = "PodsRefused";
     /// The servers were not ready in time.
     pub const PROGRESS_DEADLINE: &str = "ProgressDeadlineExceeded";

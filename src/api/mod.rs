@@ -71,6 +71,9 @@ pub struct ModelDeploymentSpec {
     /// How many inference servers run.
     #[serde(default)]
     pub scaling: Scaling,
+    /// How a changed model or server comes into service.
+    #[serde(default)]
+    pub rollout: Rollout,
     /// A fixed number of inference servers, for `kubectl scale` and for an autoscaler of your own. Only without
     /// `scaling.latency`; `scaling.minReplicas` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -126,6 +129,7 @@ impl Format {
 /// How one inference server runs.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
 pub struct Server {
     /// What the server's container asks for and may use.
     #[serde(default)]
@@ -137,6 +141,12 @@ pub struct Server {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 256), extend("format" = "int32"))]
     pub threads: Option<u32>,
+    /// How long loading a fetched model and running it for the first time may take before the server gives up and says so;
+    /// `4m` when absent. Set it below `rollout.progressDeadline`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,6}(s|m)$') && duration(self) >= duration('1s') && duration(self) <= duration('24h')")
+        .message("loadTimeout must be a duration from 1s to 1440m such as 4m"))]
+    pub load_timeout: Option<String>,
 }
 
 /// What a container asks for and may use.
@@ -237,6 +247,29 @@ impl Default for Scaling {
 
 fn default_min_replicas() -> u32 {
     1
+}
+
+/// How a changed model or server comes into service.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
+pub struct Rollout {
+    /// Servers that come no further for so long count as stalled: `Stalled` is then `ProgressDeadlineExceeded`, and its
+    /// message still holds the cause. They are tried again nevertheless. Longer than it takes to fetch and load the model.
+    #[serde(default = "default_progress_deadline")]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,6}(s|m)$') && duration(self) >= duration('1s') && duration(self) <= duration('24h')")
+        .message("progressDeadline must be a duration from 1s to 1440m such as 5m"))]
+    pub progress_deadline: String,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self { progress_deadline: default_progress_deadline() }
+    }
+}
+
+fn default_progress_deadline() -> String {
+    "5m".to_owned()
 }
 
 /// A latency to keep: of `quantile` of the requests, measured in the server from a request's arrival to its answer.

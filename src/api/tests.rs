@@ -67,6 +67,8 @@ fn what_is_refused_says_what_was_expected() {
             with("server", resources(json!({"memory": "2Gi"}), json!({"memory": "1Gi"}))),
             "requests.memory must not be above",
         ),
+        (with("server.loadTimeout", json!("1h")), "loadTimeout must be a duration from 1s to 1440m"),
+        (with("rollout.progressDeadline", json!("0s")), "progressDeadline must be a duration from 1s to 1440m"),
         (with("scaling", latency("soon")), "target must be a duration above zero"),
         (with("scaling", latency("0ms")), "target must be a duration above zero"),
         (with("scaling", json!({"latency": {"target": "50ms"}})), "latency and maxReplicas go together"),

@@ -50,6 +50,8 @@ pub struct DesiredModel {
     pub revision: RevisionSpec,
     /// How many pods, and why.
     pub scaling: ScalingGoal,
+    /// How long servers may come no further.
+    pub progress_deadline: Duration,
 }
 
 impl DesiredModel {
@@ -63,6 +65,7 @@ impl DesiredModel {
             owner: object.controller_owner_ref(&()).ok_or(InvalidSpec::Incomplete("uid"))?,
             revision: RevisionSpec::parse(&object.spec)?,
             scaling: ScalingGoal::parse(&object.spec)?,
+            progress_deadline: parse_duration("spec.rollout.progressDeadline", &object.spec.rollout.progress_deadline)?,
         })
     }
 }
@@ -80,6 +83,7 @@ impl RevisionSpec {
     fn parse(spec: &ModelDeploymentSpec) -> Result<Self, InvalidSpec> {
         Source::parse(&spec.model.uri)?;
         parse_duration(MAX_DELAY, &spec.server.batching.max_delay)?;
+        spec.server.load_timeout.as_ref().map(|text| parse_duration("spec.server.loadTimeout", text)).transpose()?;
         Ok(Self { model: spec.model.clone(), server: spec.server.clone() })
     }
 
@@ -269,6 +273,7 @@ mod tests {
         let mut scaled = plain.clone();
         scaled.scaling.max_replicas = Some(7);
         scaled.scaling.latency = Some(LatencyTarget { quantile: Quantile::P99, target: "50ms".into() });
+        scaled.rollout.progress_deadline = "10m".into();
         let mut larger = plain.clone();
         larger.server.batching.max_size = 64;
         let hash = |spec: &ModelDeploymentSpec| RevisionSpec::parse(spec).unwrap().hash();

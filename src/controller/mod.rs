@@ -40,6 +40,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const RESYNC: Duration = Duration::from_mins(5);
 /// While pods start.
 const LOOK_AGAIN: Duration = Duration::from_secs(4);
+/// While pods run and do not serve.
+const LOOK_AT_PROBLEM: Duration = Duration::from_secs(15);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
 

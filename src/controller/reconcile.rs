@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::runtime::controller::Action;
 
-use super::{Context, LOOK_AGAIN, RESYNC, RETRY, Settings, fleet::View, jitter};
+use super::{Context, LOOK_AGAIN, LOOK_AT_PROBLEM, RESYNC, RETRY, Settings, fleet::View, jitter};
 use crate::{
     api::{
         ModelDeployment, ModelDeploymentStatus,
@@ -28,7 +28,7 @@ use crate::{
     status::{
         self, Facts, RevisionFacts,
         events::{self, Note},
-        problems,
+        problems::{self, Sight},
     },
 };
 
@@ -90,13 +90,14 @@ struct Observed {
 
 async fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Context) -> Observed {
     let seen = Seen::of(model, &context.stores);
-    let stuck = stuck::reasons(&context.client, seen.pods.iter().map(AsRef::as_ref)).await;
+    let events = stuck::warnings(&context.client, seen.pods.iter().map(AsRef::as_ref)).await;
     // What was written last, while the cache still holds the status before it.
     let written = context.fleet.reported_over(&model.uid, object.metadata.resource_version.as_deref());
     let previous = written.or_else(|| object.status.clone()).unwrap_or_default();
     let view = context.fleet.view(model, previous_desired(&previous), context.clock());
     let facts = seen.deployments.iter().map(|(revision, deployment)| {
         let pods: Vec<_> = seen.pods_of(revision).map(AsRef::as_ref).collect();
+        let ended: Vec<_> = seen.ended_of(revision).map(AsRef::as_ref).collect();
         let mut told: Vec<_> = pods.iter().filter_map(|pod| view.digests.get(pod.metadata.uid.as_ref()?)).collect();
         told.sort();
         let recorded = recorded_digest(&previous, revision);
@@ -107,7 +108,15 @@ async fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Conte
             ready: count(pods.iter().filter(|pod| seen::is_ready(pod)).count()),
             digest,
             other_digest,
-            problem: problems::root_cause(Some(deployment), &pods, &stuck),
+            problem: problems::root_cause(&Sight {
+                deployment: Some(deployment),
+                pods: &pods,
+                ended: &ended,
+                events: &events,
+                previous: &previous.conditions,
+                now: Timestamp::now(),
+            }),
+            late: problems::is_late(deployment),
         };
         (revision.clone(), facts)
     });
@@ -340,6 +349,10 @@ async fn report(
     match applied.error {
         Some(error) => Err(error),
         None if stuck::are_starting(seen.pods.iter().map(AsRef::as_ref)) => Ok(Action::requeue(LOOK_AGAIN)),
+        // Time alone makes a problem a stall, and Events tell of a probe.
+        None if facts.values().any(|facts| facts.problem.is_some() || facts.ready < facts.replicas) => {
+            Ok(Action::requeue(LOOK_AT_PROBLEM))
+        }
         // Spread out, so that the models that a new operator began with do not come back together.
         None => Ok(Action::requeue(RESYNC + jitter(&model.name, RESYNC))),
     }

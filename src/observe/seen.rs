@@ -52,6 +52,11 @@ impl Seen {
     pub fn pods_of<'a>(&'a self, revision: &'a str) -> impl Iterator<Item = &'a Arc<Pod>> {
         self.pods.iter().filter(move |pod| label(pod.as_ref(), names::REVISION) == Some(revision) && is_alive(pod))
     }
+
+    /// The pods of a revision that failed or are on their way out.
+    pub fn ended_of<'a>(&'a self, revision: &'a str) -> impl Iterator<Item = &'a Arc<Pod>> {
+        self.pods.iter().filter(move |pod| label(pod.as_ref(), names::REVISION) == Some(revision) && !is_alive(pod))
+    }
 }
 
 impl Child for ControllerRevision {

@@ -1,30 +1,64 @@
-//! Why a container is not being created: the kubelet says it only in Events (a ConfigMap or Secret that is not there, a
-//! volume that cannot be attached, a network that is not ready).
+//! Why a pod does not get further, where its own status does not say: the kubelet tells of a ConfigMap that is not there, a
+//! volume that cannot be mounted or a probe that fails only in Events, and the volume controller of a claim without a
+//! volume too.
 //!
 //! Read only for pods that have been waiting for some seconds, so a healthy cluster pays nothing.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::{
-    api::core::v1::{Event, Pod},
+    api::core::v1::{ContainerStatus, Event, Pod},
     jiff::Timestamp,
 };
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
 /// Seconds after which a container that is still being created is worth a look.
 const PATIENCE: f64 = 3.0;
-
+/// Seconds after which a container that runs and is not ready is worth a look.
+const LONG_PATIENCE: f64 = 10.0;
 /// Pods of a model that are asked about: what keeps one from starting mostly keeps the others.
 const ASKED_ABOUT: usize = 3;
+/// Events that are read of each; there are few of them, as repeated ones are counted in one.
+const LIMIT: u32 = 50;
 
-/// Whether the kubelet has been creating this pod's containers for longer than usual.
-fn is_stuck(pod: &Pod, now: Timestamp) -> bool {
-    let Some(status) = &pod.status else { return false };
-    let creating = status.container_statuses.iter().flatten().any(|container| {
-        let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
-        waiting.and_then(|waiting| waiting.reason.as_deref()) == Some("ContainerCreating")
-    });
-    creating && status.start_time.as_ref().is_some_and(|start| now.duration_since(start.0).as_secs_f64() >= PATIENCE)
+/// What Events are asked for about a pod.
+#[derive(Debug, PartialEq, Eq)]
+enum Question {
+    /// Those about the pod.
+    Pod(String),
+    /// Those about a claim that it mounts.
+    Claim(String),
+}
+
+/// What there is to ask about a pod at that time.
+fn question(pod: &Pod, now: Timestamp) -> Option<Question> {
+    let status = pod.status.as_ref()?;
+    let Some(server) = status.container_statuses.iter().flatten().next() else {
+        let waits = status.conditions.iter().flatten().any(|condition| {
+            condition.type_ == "PodScheduled"
+                && condition.message.as_deref().is_some_and(|text| text.contains("PersistentVolumeClaim"))
+        });
+        return claim(pod).filter(|_| waits).map(Question::Claim);
+    };
+    let older = |seconds: f64, since: Option<Timestamp>| {
+        since.is_some_and(|since| now.duration_since(since).as_secs_f64() >= seconds)
+    };
+    let started = status.start_time.as_ref().map(|time| time.0);
+    let asked = match waiting(server) {
+        Some("ContainerCreating") => older(PATIENCE, started),
+        // Ended without a word: because it was stopped?
+        Some("CrashLoopBackOff") => true,
+        Some(_) => false,
+        None => !server.ready && older(LONG_PATIENCE, started),
+    };
+    asked.then(|| pod.uid().map(Question::Pod)).flatten()
+}
+
+fn waiting(container: &ContainerStatus) -> Option<&str> {
+    container.state.as_ref()?.waiting.as_ref()?.reason.as_deref()
+}
+
+fn claim(pod: &Pod) -> Option<String> {
+    let mut volumes = pod.spec.as_ref()?.volumes.iter().flatten();
+    volumes.find_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.clone()))
 }
 
 /// Whether any of these pods should be looked at again soon, as nothing else will tell.
@@ -32,58 +66,76 @@ pub fn are_starting<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> bool {
     pods.into_iter().any(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending"))
 }
 
-/// The kubelet's words for each pod that is stuck, by the pod's UID. A list that fails is no words: the pod's own status
-/// still tells that it is not ready.
-pub async fn reasons<'a>(client: &Client, pods: impl IntoIterator<Item = &'a Pod>) -> BTreeMap<String, String> {
+/// The warnings about pods that do not get further. A list that fails is no words: the pod's own status still tells that it
+/// is not ready.
+pub async fn warnings<'a>(client: &Client, pods: impl IntoIterator<Item = &'a Pod>) -> Vec<Event> {
     let now = Timestamp::now();
-    let mut reasons = BTreeMap::new();
-    for pod in pods.into_iter().filter(|pod| is_stuck(pod, now)).take(ASKED_ABOUT) {
-        let (Some(namespace), Some(uid)) = (pod.namespace(), pod.uid()) else { continue };
-        let about = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning")).limit(20);
+    let mut warnings = Vec::new();
+    let asked = pods.into_iter().filter_map(|pod| Some((pod, question(pod, now)?)));
+    for (pod, question) in asked.take(ASKED_ABOUT) {
+        let Some(namespace) = pod.namespace() else { continue };
+        let about = match question {
+            Question::Pod(uid) => format!("involvedObject.uid={uid},type=Warning"),
+            // Some of what a claim waits for is told as normal.
+            Question::Claim(name) => format!("involvedObject.kind=PersistentVolumeClaim,involvedObject.name={name}"),
+        };
+        let about = ListParams::default().fields(&about).limit(LIMIT);
         match Api::<Event>::namespaced(client.clone(), &namespace).list(&about).await {
-            Ok(events) => {
-                let newest = events
-                    .items
-                    .into_iter()
-                    .filter(is_of_kubelet)
-                    .max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
-                reasons.extend(newest.and_then(|event| Some((uid, event.message?))));
-            }
+            Ok(events) => warnings.extend(events.items),
             Err(error) => tracing::warn!(namespace, pod = pod.name_any(), %error, "the pod's Events cannot be read"),
         }
     }
-    reasons
-}
-
-/// The scheduler's Events are about a time before the kubelet began.
-fn is_of_kubelet(event: &Event) -> bool {
-    let source = event.source.as_ref().and_then(|source| source.component.as_deref());
-    event.reporting_component.as_deref() == Some("kubelet") || source == Some("kubelet")
+    warnings
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn pod(reason: &str) -> Pod {
-        serde_json::from_value(json!({"metadata": {}, "status": {
-            "phase": "Pending", "startTime": "2026-01-01T00:00:00Z",
-            "containerStatuses": [{
-                "name": "server", "image": "", "imageID": "", "ready": false, "restartCount": 0,
-                "state": {"waiting": {"reason": reason}},
-            }],
-        }}))
+    fn pod(status: &Value) -> Pod {
+        let volumes = json!([{"name": "model", "persistentVolumeClaim": {"claimName": "models"}}]);
+        serde_json::from_value(
+            json!({"metadata": {"uid": "u1"}, "spec": {"containers": [], "volumes": volumes}, "status": status}),
+        )
         .unwrap()
     }
 
+    fn container(state: &Value) -> Pod {
+        pod(&json!({
+            "phase": "Pending", "startTime": "2026-01-01T00:00:00Z",
+            "containerStatuses": [{
+                "name": "server", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state,
+            }],
+        }))
+    }
+
+    fn at(second: &str) -> Timestamp {
+        format!("2026-01-01T00:00:{second}Z").parse().unwrap()
+    }
+
     #[test]
-    fn only_a_container_that_takes_long_to_be_created_is_stuck() {
-        let at = |seconds: &str| format!("2026-01-01T00:00:{seconds}Z").parse().unwrap();
-        assert!(!is_stuck(&pod("ContainerCreating"), at("02")));
-        assert!(is_stuck(&pod("ContainerCreating"), at("03")));
-        assert!(!is_stuck(&pod("CrashLoopBackOff"), at("30")));
-        assert!(are_starting([&pod("ContainerCreating")]));
+    fn only_a_container_that_takes_long_is_asked_about() {
+        let creating = container(&json!({"waiting": {"reason": "ContainerCreating"}}));
+        assert_eq!(question(&creating, at("02")), None);
+        assert_eq!(question(&creating, at("03")), Some(Question::Pod("u1".to_owned())));
+        let running = container(&json!({"running": {}}));
+        assert_eq!(question(&running, at("09")), None);
+        assert_eq!(question(&running, at("10")), Some(Question::Pod("u1".to_owned())));
+        assert_eq!(question(&container(&json!({"waiting": {"reason": "ImagePullBackOff"}})), at("30")), None);
+        assert!(are_starting([&creating]));
+    }
+
+    #[test]
+    fn a_pod_that_waits_for_its_claim_has_its_claim_asked_about() {
+        let waits = |message: &str| {
+            pod(&json!({"phase": "Pending", "conditions": [
+                {"type": "PodScheduled", "status": "False", "message": message}
+            ]}))
+        };
+        let unbound = waits("pod has unbound immediate PersistentVolumeClaims");
+        assert_eq!(question(&unbound, at("00")), Some(Question::Claim("models".to_owned())));
+        assert_eq!(question(&waits("0/2 nodes are available: 2 Insufficient cpu."), at("30")), None);
     }
 }

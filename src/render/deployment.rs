@@ -35,8 +35,6 @@ const CACHE: &str = "/cache";
 const DRAIN_DELAY: i64 = 5;
 /// Seconds that requests under way get after that.
 const DRAIN_TIMEOUT: i64 = 25;
-/// Seconds after which servers that do not become ready count as stalled.
-const PROGRESS_DEADLINE: i32 = 300;
 
 /// The Deployment of `revision` with `replicas` servers.
 pub fn deployment(
@@ -61,7 +59,7 @@ pub fn deployment(
                     max_unavailable: Some(IntOrString::Int(0)),
                 }),
             }),
-            progress_deadline_seconds: Some(PROGRESS_DEADLINE),
+            progress_deadline_seconds: i32::try_from(model.progress_deadline.as_secs()).ok(),
             revision_history_limit: Some(1),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
@@ -180,6 +178,7 @@ fn arguments(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: 
     ];
     arguments.extend(snapshot.spec.model.sha256.as_ref().map(|digest| format!("--sha256={digest}")));
     arguments.extend(server.threads.map(|threads| format!("--threads={threads}")));
+    arguments.extend(server.load_timeout.as_ref().map(|timeout| format!("--load-timeout={timeout}")));
     arguments
 }
 

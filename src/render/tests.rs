@@ -30,6 +30,8 @@ fn a_model_over_http_with_every_setting() {
           resources: {requests: {cpu: 100m, memory: 64Mi}, limits: {cpu: 2, memory: 1Gi}}
           batching: {maxSize: 64, maxDelay: 2ms}
           threads: 2
+          loadTimeout: 90s
+        rollout: {progressDeadline: 2m}
         ",
     );
     insta::assert_yaml_snapshot!(deployment(&model, "a1b2c3d4e5", &snapshot(&model), 3).unwrap());

@@ -5,7 +5,10 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::{Facts, problems::Stage};
+use super::{
+    Facts,
+    problems::{self, Stage},
+};
 use crate::{
     api::{
         ModelDeploymentStatus,
@@ -90,11 +93,10 @@ impl Stamp {
 
 fn ready(facts: &Facts<'_>) -> Verdict {
     let (ready, desired) = (facts.ready(), facts.desired);
-    let problem = facts.target().and_then(|(_, target)| target.problem);
-    match (ready, problem) {
-        (0, Some(problem)) => verdict("False", &problem.reason, problem.message),
+    match (ready, facts.problem()) {
+        (0, Some(problem)) => verdict("False", problem.reason, problem.message),
         (0, None) => match &facts.apply_error {
-            Some(error) => verdict("False", reason::APPLY_FAILED, error),
+            Some(error) => not_applied("False", error),
             None => verdict("False", reason::STARTING, format!("no server answers yet; {desired} are starting")),
         },
         (_, _) if !facts.routed => verdict("False", reason::PENDING, "the Service does not exist yet"),
@@ -125,7 +127,7 @@ fn artifact_resolved(facts: &Facts<'_>) -> Verdict {
             verdict("True", reason::RESOLVED, format!("the model is sha256:{digest}"))
         }
         Some((revision, target)) => match target.problem.filter(|problem| problem.stage == Stage::Artifact) {
-            Some(problem) => verdict("False", &problem.reason, problem.message),
+            Some(problem) => verdict("False", problem.reason, problem.message),
             None => verdict(
                 "Unknown",
                 reason::PENDING,
@@ -142,7 +144,7 @@ fn model_loaded(facts: &Facts<'_>) -> Verdict {
             verdict("True", reason::LOADED, format!("revision {revision} is loaded and warmed up"))
         }
         Some((revision, target)) => match target.problem.filter(|problem| problem.stage == Stage::Load) {
-            Some(problem) => verdict("False", &problem.reason, problem.message),
+            Some(problem) => verdict("False", problem.reason, problem.message),
             None => verdict(
                 "Unknown",
                 reason::PENDING,
@@ -159,10 +161,9 @@ fn workload_available(facts: &Facts<'_>) -> Verdict {
     if ready >= desired {
         return verdict("True", reason::AVAILABLE, message);
     }
-    let problem =
-        facts.target().and_then(|(_, target)| target.problem).filter(|problem| problem.stage == Stage::Workload);
+    let problem = facts.problem().filter(|problem| problem.stage == Stage::Workload);
     match (problem, ready) {
-        (Some(problem), _) => verdict("False", &problem.reason, format!("{message}: {}", problem.message)),
+        (Some(problem), _) => verdict("False", problem.reason, format!("{message}: {}", problem.message)),
         (None, 0) => verdict("False", reason::UNAVAILABLE, message),
         (None, _) => verdict("False", reason::DEGRADED, message),
     }
@@ -171,7 +172,7 @@ fn workload_available(facts: &Facts<'_>) -> Verdict {
 fn route_ready(facts: &Facts<'_>) -> Verdict {
     match (facts.routed, &facts.apply_error) {
         (true, _) => verdict("True", reason::SERVICE_READY, "the Service leads to the servers that are ready"),
-        (false, Some(error)) => verdict("False", reason::APPLY_FAILED, error),
+        (false, Some(error)) => not_applied("False", error),
         (false, None) => verdict("False", reason::PENDING, "the Service does not exist yet"),
     }
 }
@@ -195,24 +196,58 @@ fn scaling_active(facts: &Facts<'_>) -> Verdict {
     }
 }
 
-/// The spec cannot be carried out without a person.
+/// The spec cannot be carried out without a person, or was not within its time.
 fn stalled(facts: &Facts<'_>) -> Option<Verdict> {
     let (revision, target) = facts.target()?;
-    let problem = target.problem.filter(|problem| problem.permanent && target.ready == 0)?;
-    Some(verdict("True", &problem.reason, format!("revision {revision}: {}", problem.message)))
+    if let Some(problem) = target.problem.as_ref().filter(|problem| problem.permanent && target.ready == 0) {
+        return Some(verdict("True", problem.reason, format!("revision {revision}: {}", problem.message)));
+    }
+    if facts.ready() >= facts.desired && facts.rollout.candidate.is_none() {
+        return None;
+    }
+    let problem = facts.problem()?;
+    (target.late || is_overdue(facts)).then(|| {
+        let deadline = facts.model.progress_deadline.as_secs();
+        let message = format!("revision {revision} made no progress for {deadline} s: {}", problem.message);
+        verdict("True", reason::PROGRESS_DEADLINE, message)
+    })
+}
+
+/// Whether a revision that was complete has had a problem for longer than its progress deadline; a Deployment watches the
+/// time only until it is complete for the first time.
+fn is_overdue(facts: &Facts<'_>) -> bool {
+    let before = |type_| facts.previous.conditions.iter().find(|condition| condition.type_ == type_);
+    let was_late = before(STALLED).is_some_and(|stalled| stalled.reason == reason::PROGRESS_DEADLINE);
+    let deadline = facts.model.progress_deadline.as_secs_f64();
+    let since = before(RECONCILING).map(|reconciling| reconciling.last_transition_time.0);
+    facts.rollout.candidate.is_none()
+        && (was_late || since.is_some_and(|since| facts.now.duration_since(since).as_secs_f64() >= deadline))
 }
 
 /// The spec is being carried out.
 fn reconciling(facts: &Facts<'_>) -> Option<Verdict> {
     if let Some(error) = &facts.apply_error {
-        return Some(verdict("True", reason::APPLY_FAILED, error));
-    }
-    if let (Some(stable), Some(candidate)) = (&facts.rollout.stable, &facts.rollout.candidate) {
-        return Some(verdict("True", reason::ROLLING_OUT, format!("revision {candidate} is replacing {stable}")));
+        return Some(not_applied("True", error));
     }
     let (ready, replicas, desired) = (facts.ready(), facts.replicas(), facts.desired);
-    (ready < desired || replicas > desired)
-        .then(|| verdict("True", reason::STARTING, format!("{ready} of {desired} servers answer")))
+    let (reason, text) = match (&facts.rollout.stable, &facts.rollout.candidate) {
+        (Some(stable), Some(candidate)) => (reason::ROLLING_OUT, format!("revision {candidate} is replacing {stable}")),
+        _ if ready < desired || replicas > desired => {
+            (reason::STARTING, format!("{ready} of {desired} servers answer"))
+        }
+        _ => return None,
+    };
+    Some(match facts.problem() {
+        Some(problem) => verdict("True", problem.reason, format!("{text}: {}", problem.message)),
+        None => verdict("True", reason, text),
+    })
+}
+
+/// A write that the API server refused, by the class of the refusal.
+fn not_applied(status: &'static str, error: &str) -> Verdict {
+    let reason =
+        Some(problems::refusal(error).0).filter(|_| error.contains("is forbidden: ")).unwrap_or(reason::APPLY_FAILED);
+    verdict(status, reason, error)
 }
 
 /// What a condition said before: an operator that has just started knows no better than the one before it.

@@ -38,6 +38,8 @@ pub struct RevisionFacts {
     pub other_digest: Option<String>,
     /// What keeps its servers from serving.
     pub problem: Option<Problem>,
+    /// Its progress deadline has passed.
+    pub late: bool,
 }
 
 /// What a status is made from.
@@ -70,6 +72,17 @@ impl Facts<'_> {
     fn target(&self) -> Option<(&str, RevisionFacts)> {
         let revision = self.rollout.candidate.as_deref().or(self.rollout.stable.as_deref())?;
         Some((revision, self.revisions.get(revision).cloned().unwrap_or_default()))
+    }
+
+    /// What keeps the revision that `spec` asks for from serving; while servers of the other one are missing, what keeps
+    /// those.
+    fn problem(&self) -> Option<Problem> {
+        let (target, facts) = self.target()?;
+        let others = || self.revisions.iter().filter(|(revision, _)| *revision != target).map(|(_, facts)| facts);
+        facts.problem.or_else(|| {
+            let missing = self.ready() < self.desired;
+            others().filter(|_| missing).find_map(|facts| facts.problem.clone())
+        })
     }
 
     fn ready(&self) -> u32 {

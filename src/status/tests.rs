@@ -55,10 +55,9 @@ impl Situation {
         }
     }
 
-    fn problem(mut self, revision: &str, reason: &str, stage: Stage, permanent: bool) -> Self {
+    fn problem(mut self, revision: &str, reason: &'static str, stage: Stage, permanent: bool) -> Self {
         let facts = self.revisions.entry(revision.to_owned()).or_default();
-        facts.problem =
-            Some(Problem { reason: reason.into(), message: format!("{reason} happened"), stage, permanent });
+        facts.problem = Some(Problem { reason, message: format!("{reason} happened"), stage, permanent });
         self
     }
 
@@ -118,6 +117,49 @@ fn a_new_revision_that_does_not_start_beside_one_that_serves() {
     let mut situation = Situation::serving().problem("b", "ModelInvalid", Stage::Load, true);
     situation.rollout.candidate = Some("b".into());
     insta::assert_snapshot!(situation.text());
+}
+
+#[test]
+fn a_source_that_cannot_be_reached_until_the_deadline() {
+    let mut situation = Situation::new().problem("a", "SourceUnreachable", Stage::Artifact, false);
+    situation.revisions.get_mut("a").unwrap().late = true;
+    insta::assert_snapshot!(situation.text());
+}
+
+#[test]
+fn a_server_that_does_not_come_back_is_waited_for_until_the_deadline_and_stays_stalled() {
+    let mut situation = Situation::serving().problem("a", "Unschedulable", Stage::Workload, false);
+    situation.revisions.get_mut("a").unwrap().ready = 1;
+    let stalled = |status: &ModelDeploymentStatus| {
+        let found = status.conditions.iter().find(|condition| condition.type_ == conditions::STALLED)?;
+        Some((found.reason.clone(), found.last_transition_time.0))
+    };
+    let mut at = |seconds: i64| {
+        situation.previous = situation.status(Timestamp::from_second(seconds).unwrap());
+        stalled(&situation.previous)
+    };
+    assert_eq!((at(0), at(299)), (None, None));
+    let late = Some(("ProgressDeadlineExceeded".to_owned(), Timestamp::from_second(300).unwrap()));
+    assert_eq!((at(300), at(301)), (late.clone(), late));
+    situation.revisions.get_mut("a").unwrap().ready = 2;
+    assert_eq!(stalled(&situation.status(NOW)), None);
+}
+
+#[test]
+fn what_keeps_the_stable_revision_is_said_while_the_new_one_starts() {
+    let mut situation = Situation::serving().problem("a", "NodeLost", Stage::Workload, false);
+    situation.revisions.get_mut("a").unwrap().ready = 0;
+    situation.rollout.candidate = Some("b".into());
+    situation.revisions.insert("b".into(), RevisionFacts { replicas: 1, ..RevisionFacts::default() });
+    insta::assert_snapshot!(situation.text());
+}
+
+#[test]
+fn a_write_that_a_quota_refuses_says_so() {
+    let error = "cannot apply Deployment ml/digits-default-a: deployments.apps \"digits-default-a\" is forbidden: exceeded quota: q";
+    let situation = Situation { apply_error: Some(error.to_owned()), routed: false, ..Situation::new() };
+    let ready = situation.status(NOW).conditions.remove(0);
+    assert_eq!((ready.type_.as_str(), ready.reason.as_str()), ("Ready", "QuotaExceeded"));
 }
 
 #[test]

@@ -24,7 +24,7 @@ def cases(store, digits) -> list[tuple[str, dict, str, str, list[str]]]:
         ("broken", manifest("broken", store.uri("broken.onnx")), "ArtifactResolved", "SourceUnreachable", ["503"]),
         ("digest", manifest("digest", good, sha256=WRONG), "ArtifactResolved", "DigestMismatch", [WRONG, digest]),
         ("text", manifest("text", text), "ModelLoaded", "ModelInvalid", ["ONNX"]),
-        ("no-config-map", manifest("no-config-map", "configmap://nowhere/m.onnx"), "WorkloadAvailable", "ContainerNotCreated", ["nowhere"]),
+        ("no-config-map", manifest("no-config-map", "configmap://nowhere/m.onnx"), "WorkloadAvailable", "ConfigMapNotFound", ["nowhere"]),
         ("no-image-file", manifest("no-image-file", "file:///nowhere/m.onnx"), "ArtifactResolved", "SourceNotFound", []),
     ]
 

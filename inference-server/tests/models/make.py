@@ -133,6 +133,17 @@ def refused():
     hidden.CopyFrom(outside)
     save("refused-external-attribute", [node("Constant", [], ["w"], value=hidden), node("Add", ["x", "w"], ["y"])],
          [tensor("x", [4])], [tensor("y", [4])], check=False)  # fmt: skip
+    # A loop of 2^63 - 1 rounds: the model loads, and its first run never ends.
+    body = helper.make_graph(
+        [node("Identity", ["go"], ["go_on"]), node("Add", ["v", "one"], ["v_next"])],
+        "body",
+        [tensor("round", [], T.INT64), tensor("go", [], T.BOOL), tensor("v", [None, 1])],
+        [tensor("go_on", [], T.BOOL), tensor("v_next", [None, 1])],
+        [numpy_helper.from_array(np.ones(1, np.float32), "one")],
+    )
+    rounds = [numpy_helper.from_array(np.array(2**63 - 1), "rounds"), numpy_helper.from_array(np.array(True), "always")]
+    save("refused-endless", [node("Loop", ["rounds", "always", "x"], ["y"], body=body)], [tensor("x", [None, 1])],
+         [tensor("y", [None, 1])], rounds)  # fmt: skip
     # A well-formed protobuf whose graph refers to a tensor that is not there.
     save("refused-graph", [node("Relu", ["missing"], ["y"])], [tensor("x", [1])], [tensor("y", [1])], check=False)
 

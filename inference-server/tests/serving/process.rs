@@ -421,6 +421,12 @@ async fn models_that_cannot_be_served_leave_their_reason_behind() {
         ("file:///nowhere/m.onnx".to_owned(), vec![], FailureReason::SourceNotFound, "does not exist"),
         ("s3://bucket/m.onnx".to_owned(), vec![], FailureReason::SourceInvalid, "supported are https://"),
         (model("refused-map").to_str().unwrap().to_owned(), vec![], FailureReason::ModelUnsupported, "zipmap=False"),
+        (
+            model("refused-endless").to_str().unwrap().to_owned(),
+            vec!["--load-timeout", "1s"],
+            FailureReason::LoadTimedOut,
+            "was not done within 1s",
+        ),
         (add_model(), vec!["--threads", "0"], FailureReason::ConfigInvalid, "--threads is 0"),
     ];
     let cache = tempfile::tempdir().unwrap();

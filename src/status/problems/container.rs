@@ -1,0 +1,118 @@
+//! What the kubelet says of the server's container: how it ended, or why it does not begin.
+
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStateWaiting};
+
+use super::{Problem, Stage, Subject, words, workload};
+use crate::api::conditions::reason;
+
+/// How the container ended last, if it did and is not ready since.
+pub(super) fn end<'a>(subject: &Subject<'a>) -> Option<&'a ContainerStateTerminated> {
+    let server = subject.server?;
+    let terminated = |state: &'a Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.as_ref());
+    terminated(&server.state).or_else(|| terminated(&server.last_state))
+}
+
+fn waiting<'a>(subject: &Subject<'a>) -> Option<&'a ContainerStateWaiting> {
+    subject.server?.state.as_ref()?.waiting.as_ref()
+}
+
+/// Killed by the kernel for its use of memory, with nothing said.
+pub(super) fn out_of_memory(subject: &Subject<'_>) -> Option<Problem> {
+    let ended = end(subject).filter(|ended| ended.reason.as_deref() == Some("OOMKilled"))?;
+    let what = match memory_limit(subject) {
+        Some(limit) => format!("killed for using more memory than limits.memory allows ({limit})"),
+        None => "killed because its node had no memory left; it has no limits.memory".to_owned(),
+    };
+    let message = format!(
+        "{}, exit code {}: {what}. Raise spec.server.resources.limits.memory, or serve a smaller model",
+        subject.container(),
+        ended.exit_code
+    );
+    Some(Problem { reason: reason::OUT_OF_MEMORY, message, stage: Stage::Load, permanent: true })
+}
+
+/// `limits.memory` of the server's container.
+fn memory_limit<'a>(subject: &Subject<'a>) -> Option<&'a str> {
+    let container = subject
+        .pod
+        .spec
+        .as_ref()?
+        .containers
+        .iter()
+        .find(|container| container.name == crate::api::names::CONTAINER)?;
+    Some(&container.resources.as_ref()?.limits.as_ref()?.get("memory")?.0)
+}
+
+/// Ended otherwise than by itself.
+pub(super) fn crashed(subject: &Subject<'_>) -> Option<Problem> {
+    let ended = end(subject)?;
+    let again = waiting(subject).and_then(|waiting| waiting.reason.as_deref()) == Some("CrashLoopBackOff");
+    if ended.exit_code == 0 && !again {
+        return None;
+    }
+    let signal = signal(ended.exit_code).map(|signal| format!(" ({signal})")).unwrap_or_default();
+    let last = words::last_line(ended.message.as_deref().unwrap_or_default());
+    let last = last.unwrap_or_else(|| "it ended and left no message".to_owned());
+    let pod = subject.name;
+    let message = format!(
+        "{}, exit code {}{signal}: {last}. It is started again and again; see `kubectl logs {pod} --previous`",
+        subject.container(),
+        ended.exit_code
+    );
+    Some(workload(reason::CRASH_LOOP, message))
+}
+
+/// What a shell's exit code says about the signal that ended the process.
+const fn signal(exit_code: i32) -> Option<&'static str> {
+    match exit_code {
+        132 => Some("illegal instruction"),
+        134 => Some("abort"),
+        135 => Some("bus error"),
+        136 => Some("arithmetic error"),
+        137 => Some("killed"),
+        139 => Some("segmentation fault"),
+        143 => Some("told to stop"),
+        _ => None,
+    }
+}
+
+pub(super) fn image_unavailable(subject: &Subject<'_>) -> Option<Problem> {
+    let waiting = waiting(subject)?;
+    if !["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"]
+        .contains(&waiting.reason.as_deref()?)
+    {
+        return None;
+    }
+    // The kubelet puts the cause behind "Back-off …" while it waits to try again: the cause alone does not flap.
+    let why = waiting.message.as_deref().unwrap_or("no further message");
+    let why = words::plain(why.split_once("ErrImagePull: ").map_or(why, |(_, cause)| cause));
+    let message = format!(
+        "{} cannot get its image {}: {why}. Check that the registry has it and that the node may pull it; which image it is \
+         was set where Ortolan was installed",
+        subject.container(),
+        subject.server.map_or("", |server| &server.image)
+    );
+    Some(workload(reason::IMAGE_UNAVAILABLE, message))
+}
+
+/// The container runtime or the kubelet refuses to make the container.
+pub(super) fn not_created(subject: &Subject<'_>) -> Option<Problem> {
+    let waiting = waiting(subject)?;
+    let kind = waiting.reason.as_deref()?;
+    if !["CreateContainerConfigError", "CreateContainerError", "RunContainerError"].contains(&kind) {
+        return None;
+    }
+    let why = words::plain(waiting.message.as_deref().unwrap_or("no further message"));
+    super::volumes::missing(subject, &why).or_else(|| {
+        Some(workload(reason::CONTAINER_NOT_CREATED, format!("{} is not created: {kind}: {why}", subject.container())))
+    })
+}
+
+/// Nothing but Events tells why the container is not there yet.
+pub(super) fn stuck(subject: &Subject<'_>) -> Option<Problem> {
+    waiting(subject).filter(|waiting| waiting.reason.as_deref() == Some("ContainerCreating"))?;
+    let said = ["FailedCreatePodSandBox", "FailedCreatePodContainer", "Failed", "NetworkNotReady"];
+    let why = said.iter().find_map(|reason| subject.said(reason).first().copied())?;
+    let message = format!("{} is not created: {}", subject.container(), words::plain(why));
+    Some(workload(reason::CONTAINER_NOT_CREATED, message))
+}

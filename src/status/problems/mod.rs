@@ -1,0 +1,196 @@
+//! What keeps a revision's servers from serving: the root cause first, not the last symptom.
+//!
+//! Pure: reads pods, Events about them and the Deployment, and says one [`Problem`] in words that tell what to do. Each
+//! file is a room of small functions `(pod) → Option<Problem>`; [`CHAIN`] is their order, from what is closest to the
+//! cause to what is only seen from afar.
+//!
+//! Words do not change while the problem does not: no restart counts, no UIDs, and among equal pods the one that was named
+//! before.
+
+mod container;
+mod deployment;
+mod ended;
+mod probes;
+mod scheduling;
+mod server;
+mod volumes;
+mod words;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        core::v1::{ContainerStatus, Event, Pod, PodStatus},
+    },
+    apimachinery::pkg::apis::meta::v1::Condition,
+    jiff::Timestamp,
+};
+
+use crate::api::{conditions::reason, names};
+
+pub use deployment::is_late;
+pub(super) use deployment::refusal;
+
+/// What keeps a server from serving.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The condition's reason.
+    pub reason: &'static str,
+    /// The pod, what happened and what to do.
+    pub message: String,
+    /// Where it happened.
+    pub stage: Stage,
+    /// Nothing changes without a person.
+    pub permanent: bool,
+}
+
+/// How far a server came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The model's bytes were not had.
+    Artifact,
+    /// The bytes could not be loaded.
+    Load,
+    /// The pod or its container could not be run.
+    Workload,
+}
+
+/// What is seen of one revision.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight<'a> {
+    /// Its Deployment.
+    pub deployment: Option<&'a Deployment>,
+    /// Its pods that are not on their way out.
+    pub pods: &'a [&'a Pod],
+    /// Its pods that failed or are being deleted.
+    pub ended: &'a [&'a Pod],
+    /// Warnings about these pods and their claims.
+    pub events: &'a [Event],
+    /// The conditions as they stand.
+    pub previous: &'a [Condition],
+    /// The time of this look.
+    pub now: Timestamp,
+}
+
+/// One pod, as the chains see it.
+struct Subject<'a> {
+    name: &'a str,
+    pod: &'a Pod,
+    status: &'a PodStatus,
+    server: Option<&'a ContainerStatus>,
+    sight: &'a Sight<'a>,
+}
+
+/// From what is closest to the cause to what is only seen from afar.
+const CHAIN: [fn(&Subject<'_>) -> Option<Problem>; 13] = [
+    server::gave_up,
+    container::out_of_memory,
+    probes::not_alive,
+    container::crashed,
+    container::image_unavailable,
+    container::not_created,
+    volumes::claim_missing,
+    volumes::claim_unbound,
+    scheduling::unschedulable,
+    volumes::object_missing,
+    volumes::not_mounted,
+    container::stuck,
+    probes::not_ready,
+];
+
+/// Of several pods with different problems the one that tells most: reasons of the same stage, the more telling first.
+/// What is not in it comes last.
+const TELLING: [&str; 16] = [
+    reason::OUT_OF_MEMORY,
+    reason::CRASH_LOOP,
+    reason::NOT_ALIVE,
+    reason::IMAGE_UNAVAILABLE,
+    reason::CONFIG_MAP_NOT_FOUND,
+    reason::SECRET_NOT_FOUND,
+    reason::KEY_NOT_FOUND,
+    reason::CLAIM_NOT_FOUND,
+    reason::CLAIM_UNBOUND,
+    reason::VOLUME_NOT_MOUNTED,
+    reason::CONTAINER_NOT_CREATED,
+    reason::NOT_READY,
+    reason::EVICTED,
+    reason::PREEMPTED,
+    reason::UNSCHEDULABLE,
+    reason::NODE_LOST,
+];
+
+/// The most telling problem of a revision: what a server itself said comes before what the kubelet says about it, that
+/// before what became of pods that ended, and that before what the Deployment says.
+pub fn root_cause(sight: &Sight<'_>) -> Option<Problem> {
+    let found = sight.pods.iter().filter_map(|pod| Some((*pod, of_pod(&Subject::of(pod, sight)?)?)));
+    most_telling(found, sight)
+        .or_else(|| {
+            let recent = sight.ended.iter().filter_map(|pod| Some((*pod, ended::of_pod(&Subject::of(pod, sight)?)?)));
+            most_telling(recent, sight)
+        })
+        .or_else(|| sight.deployment.and_then(deployment::refused))
+        .or_else(|| sight.deployment.and_then(deployment::late))
+}
+
+fn of_pod(subject: &Subject<'_>) -> Option<Problem> {
+    if subject.server.is_some_and(|server| server.ready) {
+        return ended::node_lost(subject);
+    }
+    CHAIN.iter().find_map(|look| look(subject))
+}
+
+fn most_telling<'a>(found: impl Iterator<Item = (&'a Pod, Problem)>, sight: &Sight<'_>) -> Option<Problem> {
+    let telling = |reason: &str| TELLING.iter().position(|told| *told == reason).unwrap_or(TELLING.len());
+    found
+        .min_by_key(|(pod, problem)| {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+            let rank = (problem.stage, !problem.permanent, telling(problem.reason));
+            (rank, !was_named(&name, sight.previous), created, name)
+        })
+        .map(|(_, problem)| problem)
+}
+
+/// Whether a condition already tells of this pod.
+fn was_named(pod: &str, previous: &[Condition]) -> bool {
+    let ends_name = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '-');
+    let text = format!("pod {pod}");
+    previous.iter().any(|condition| {
+        condition.message.match_indices(&text).any(|(at, _)| ends_name(&condition.message[at + text.len()..]))
+    })
+}
+
+impl<'a> Subject<'a> {
+    fn of(pod: &'a Pod, sight: &'a Sight<'a>) -> Option<Self> {
+        let status = pod.status.as_ref()?;
+        let server = status.container_statuses.iter().flatten().find(|container| container.name == names::CONTAINER);
+        Some(Self { name: pod.metadata.name.as_deref().unwrap_or_default(), pod, status, server, sight })
+    }
+
+    /// The pod and its container, as messages begin.
+    fn container(&self) -> String {
+        format!("pod {}, container {}", self.name, names::CONTAINER)
+    }
+
+    /// What the kubelet says in Events of that reason, the latest first; what only says that it waited comes last.
+    fn said(&self, reason: &str) -> Vec<&'a str> {
+        let uid = self.pod.metadata.uid.as_ref();
+        let mut events: Vec<_> = self
+            .sight
+            .events
+            .iter()
+            .filter(|event| event.involved_object.uid.as_ref() == uid && event.reason.as_deref() == Some(reason))
+            .filter_map(|event| Some((event.last_timestamp.as_ref().map(|time| time.0), event.message.as_deref()?)))
+            .collect();
+        let only_waited = |text: &str| text.contains("timed out waiting") || text.contains("deadline exceeded");
+        events.sort_by_key(|(time, text)| (only_waited(text), std::cmp::Reverse(*time)));
+        events.into_iter().map(|(_, text)| text).collect()
+    }
+}
+
+/// A problem of the pod or its container that may pass.
+fn workload(reason: &'static str, message: String) -> Problem {
+    Problem { reason, message, stage: Stage::Workload, permanent: false }
+}
+
+#[cfg(test)]
+mod tests;
