@@ -9,6 +9,7 @@
 pub mod conditions;
 pub mod names;
 mod quantity;
+pub mod scheduling;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use quantity::Quantity;
+pub use scheduling::Scheduling;
 pub use status::{LatencyStatus, ModelDeploymentStatus, RevisionStatus, ScalingStatus, VariantStatus};
 
 /// A machine-learning model to serve, and how.
@@ -74,6 +76,9 @@ pub struct ModelDeploymentSpec {
     /// How a changed model or server comes into service.
     #[serde(default)]
     pub rollout: Rollout,
+    /// Where the servers may run.
+    #[serde(default, skip_serializing_if = "Scheduling::is_default")]
+    pub scheduling: Scheduling,
     /// A fixed number of inference servers, for `kubectl scale` and for an autoscaler of your own. Only without
     /// `scaling.latency`; `scaling.minReplicas` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -41,6 +41,22 @@ fn the_specs_of_the_readme_pass() {
             },
             "scaling": {"minReplicas": 1, "maxReplicas": 4, "latency": {"quantile": "p95", "target": "50ms"}},
         }),
+        json!({
+            "model": {"uri": "https://h/m"},
+            "scheduling": {
+                "nodeSelector": {"topology.kubernetes.io/zone": "eu-1a", "disktype": ""},
+                "tolerations": [
+                    {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+                    {"key": "dedicated", "value": "models"},
+                    {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10},
+                ],
+                "spread": [
+                    {"topologyKey": "topology.kubernetes.io/zone", "maxSkew": 2, "whenUnsatisfiable": "DoNotSchedule"},
+                    {"topologyKey": "kubernetes.io/hostname"},
+                ],
+                "priorityClassName": "models", "runtimeClassName": "gvisor",
+            },
+        }),
     ] {
         assert_eq!(refused(&spec), "", "{spec}");
     }
@@ -86,6 +102,33 @@ fn what_is_refused_says_what_was_expected() {
         let message = refused(&spec);
         assert!(message.contains(words), "{spec} was answered {message:?}, expected words about {words:?}");
     }
+}
+
+#[test]
+fn what_would_reach_beyond_the_namespace_is_no_scheduling() {
+    let toleration = |toleration: Value| with("scheduling.tolerations", json!([toleration]));
+    let spread = |key: &str| with("scheduling.spread", json!([{"topologyKey": key}]));
+    for (spec, words) in [
+        (with("scheduling.nodeSelector", json!({"a/b/c": "x"})), "key of nodeSelector must be a node's label"),
+        (with("scheduling.nodeSelector", json!({"Zone.Example/a": "x"})), "key of nodeSelector must be a node's label"),
+        (with("scheduling.nodeSelector", json!({"a": "x y"})), "value of nodeSelector must be a label's"),
+        (with("scheduling.priorityClassName", json!("system-node-critical")), "must not begin with system-"),
+        (with("scheduling.priorityClassName", json!("High")), "must be the name of a PriorityClass"),
+        (with("scheduling.runtimeClassName", json!("../kata")), "must be the name of a RuntimeClass"),
+        (spread("not a label"), "topologyKey must be a node's label"),
+        (toleration(json!({"key": "a b"})), "key must be a taint's key"),
+        (toleration(json!({"key": "a", "value": "-"})), "value must be a taint's value"),
+        (toleration(json!({"key": "a", "operator": "Exists", "value": "b"})), "takes any value"),
+        (toleration(json!({"key": "a", "tolerationSeconds": 3})), "goes with effect: NoExecute"),
+        (toleration(json!({"key": "node-role.kubernetes.io/control-plane"})), "the control plane's nodes"),
+        (toleration(json!({"key": "node.kubernetes.io/unschedulable"})), "only not-ready and unreachable"),
+        (toleration(json!({"key": "node.cloudprovider.kubernetes.io/uninitialized"})), "only not-ready and unreachable"),
+        (toleration(json!({"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"})), "only not-ready and unreachable"),
+    ] {
+        let message = refused(&spec);
+        assert!(message.contains(words), "{spec} was answered {message:?}, expected words about {words:?}");
+    }
+    assert!(object(&toleration(json!({"operator": "Exists"}))).is_err(), "a toleration of every taint");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Model, ModelDeployment, ModelDeploymentSpec, Quantile, Scaling, Server};
+use super::{Model, ModelDeployment, ModelDeploymentSpec, Quantile, Scaling, Scheduling, Server};
 
 /// A field that does not hold what it must. The message names the field, what was expected and what came.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -77,6 +77,9 @@ pub struct RevisionSpec {
     pub model: Model,
     /// The server's settings.
     pub server: Server,
+    /// Where its pods may run.
+    #[serde(default, skip_serializing_if = "Scheduling::is_default")]
+    pub scheduling: Scheduling,
 }
 
 impl RevisionSpec {
@@ -84,12 +87,12 @@ impl RevisionSpec {
         Source::parse(&spec.model.uri)?;
         parse_duration(MAX_DELAY, &spec.server.batching.max_delay)?;
         spec.server.load_timeout.as_ref().map(|text| parse_duration("spec.server.loadTimeout", text)).transpose()?;
-        Ok(Self { model: spec.model.clone(), server: spec.server.clone() })
+        Ok(Self { model: spec.model.clone(), server: spec.server.clone(), scheduling: spec.scheduling.clone() })
     }
 
     /// Ten hexadecimal digits that name this revision; equal for equal content.
     pub fn hash(&self) -> String {
-        // serde_json writes struct fields in their order and these types hold no maps: the text is canonical.
+        // serde_json writes struct fields in their order and these types hold only sorted maps: the text is canonical.
         let text = serde_json::to_vec(self).unwrap_or_default();
         let digest = Sha256::digest(&text);
         hex(&digest[..5])
@@ -276,9 +279,12 @@ mod tests {
         scaled.rollout.progress_deadline = "10m".into();
         let mut larger = plain.clone();
         larger.server.batching.max_size = 64;
+        let mut placed = plain.clone();
+        placed.scheduling.runtime_class_name = Some("gvisor".into());
         let hash = |spec: &ModelDeploymentSpec| RevisionSpec::parse(spec).unwrap().hash();
         assert_eq!(hash(&plain), hash(&scaled));
         assert_ne!(hash(&plain), hash(&larger));
+        assert_ne!(hash(&plain), hash(&placed));
         assert_ne!(hash(&plain), hash(&spec("https://h/n.onnx")));
     }
 

@@ -8,7 +8,7 @@ use k8s_openapi::{
         core::v1::{
             Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction,
             KeyToPath, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-            ResourceRequirements, SeccompProfile, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
+            ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -19,7 +19,7 @@ use k8s_openapi::{
 };
 use ortolan_protocol::ports;
 
-use super::{Renderer, Snapshot, metadata};
+use super::{Renderer, Snapshot, metadata, scheduling::placed};
 use crate::api::{
     ResourceAmounts, Resources, names,
     validated::{DesiredModel, InvalidSpec, Source},
@@ -46,7 +46,7 @@ pub fn deployment(
     let labels = names::revision_labels(&model.name, names::DEFAULT_VARIANT, revision);
     let name = names::deployment(&model.name, names::DEFAULT_VARIANT, revision);
     let selector = LabelSelector { match_labels: Some(labels.clone()), ..LabelSelector::default() };
-    let pod = pod(model, revision, snapshot, &selector)?;
+    let pod = placed(pod(model, revision, snapshot)?, &snapshot.spec.scheduling, &selector);
     Ok(Deployment {
         metadata: metadata(model, name, labels.clone()),
         spec: Some(DeploymentSpec {
@@ -79,12 +79,7 @@ fn annotations(renderer: Renderer) -> Option<BTreeMap<String, String>> {
     (renderer >= Renderer::TRIAL).then(|| BTreeMap::from([("ortolan.dev/renderer".to_owned(), "trial".to_owned())]))
 }
 
-fn pod(
-    model: &DesiredModel,
-    revision: &str,
-    snapshot: &Snapshot,
-    selector: &LabelSelector,
-) -> Result<PodSpec, InvalidSpec> {
+fn pod(model: &DesiredModel, revision: &str, snapshot: &Snapshot) -> Result<PodSpec, InvalidSpec> {
     let source = snapshot.spec.source()?;
     let cache =
         Volume { name: "cache".to_owned(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() };
@@ -104,13 +99,6 @@ fn pod(
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
             ..PodSecurityContext::default()
         }),
-        topology_spread_constraints: Some(vec![TopologySpreadConstraint {
-            max_skew: 1,
-            topology_key: "kubernetes.io/hostname".to_owned(),
-            when_unsatisfiable: "ScheduleAnyway".to_owned(),
-            label_selector: Some(selector.clone()),
-            ..TopologySpreadConstraint::default()
-        }]),
         containers: vec![container(model, revision, snapshot, &source)],
         volumes: Some(volumes),
         ..PodSpec::default()

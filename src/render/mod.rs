@@ -10,6 +10,7 @@ mod controller_revision;
 mod deployment;
 mod disruption_budget;
 mod renderer;
+mod scheduling;
 mod service;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

@@ -52,6 +52,40 @@ fn a_model_in_a_config_map() {
 }
 
 #[test]
+fn a_place_for_the_pods() {
+    let model = model(
+        "
+        model: {uri: 'file:///m.onnx'}
+        scheduling:
+          nodeSelector: {topology.kubernetes.io/zone: eu-1a, disktype: ssd}
+          tolerations:
+          - {key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}
+          - {key: dedicated, value: models}
+          - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 10}
+          spread:
+          - {topologyKey: topology.kubernetes.io/zone, maxSkew: 2, whenUnsatisfiable: DoNotSchedule}
+          priorityClassName: models
+          runtimeClassName: gvisor
+        ",
+    );
+    let pod = deployment(&model, "a1b2c3d4e5", &snapshot(&model), 1).unwrap().spec.unwrap().template.spec.unwrap();
+    insta::assert_yaml_snapshot!((
+        &pod.node_selector,
+        &pod.tolerations,
+        &pod.topology_spread_constraints,
+        &pod.priority_class_name,
+        &pod.runtime_class_name
+    ));
+}
+
+#[test]
+fn an_empty_spread_spreads_nothing() {
+    let model = model("{model: {uri: 'file:///m.onnx'}, scheduling: {spread: []}}");
+    let pod = deployment(&model, "a1b2c3d4e5", &snapshot(&model), 1).unwrap().spec.unwrap().template.spec.unwrap();
+    assert_eq!(pod.topology_spread_constraints, None);
+}
+
+#[test]
 fn the_service() {
     let model = model("model: {uri: 'file:///m.onnx'}");
     insta::assert_yaml_snapshot!(service(&model));
