@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from harness import rights
 from harness.kube import KubectlError, Namespace, check_operator_log, kubectl
 from harness.models import ModelStore
 
@@ -66,6 +67,16 @@ def manifest_file() -> pathlib.Path:
 def holdout() -> pathlib.Path:
     """Held-out images and labels."""
     return DIGITS / "holdout.json"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operator_rights(request):
+    """The operator made no call that its roles do not grant; nor do they grant what it never calls, when all tests ran."""
+    yield
+    config, session = request.config, request.session
+    # Without a selection, everything that was collected is everything there is.
+    complete = not config.option.keyword and all(pathlib.Path(place).is_dir() for place in config.args)
+    rights.check(complete and session.testsfailed == 0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -48,8 +48,13 @@ func (c *cluster) startStorage() error {
 }
 
 // startAPIServer starts the API server. Pods are moved away from a lost node
-// after ten seconds instead of five minutes.
+// after ten seconds instead of five minutes. The calls of the operator are
+// written down.
 func (c *cluster) startAPIServer() error {
+	audit := c.folders.inRun("audit.yaml")
+	if err := renderTo(audit, "audit.yaml", nil); err != nil {
+		return err
+	}
 	_, err := c.start("kube-apiserver", controlGroup, c.folders.program(kubePart, "kube-apiserver"),
 		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", etcdPort),
 		"--bind-address="+hostAddress, "--advertise-address="+hostAddress, "--secure-port="+strconv.Itoa(apiServerPort),
@@ -66,6 +71,7 @@ func (c *cluster) startAPIServer() error {
 		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"--proxy-client-cert-file="+c.pki("front-proxy.crt"), "--proxy-client-key-file="+c.pki("front-proxy.key"),
 		"--default-not-ready-toleration-seconds=10", "--default-unreachable-toleration-seconds=10",
+		"--audit-policy-file="+audit, "--audit-log-path="+c.folders.inRun("logs", "audit.json"),
 		"--profiling=false")
 	return err
 }
