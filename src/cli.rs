@@ -10,7 +10,7 @@ use ortolan::{
     controller::{self, Settings},
     metrics::Metrics,
     operations::{self, Health},
-    render::Renderer,
+    render::{Clients, Network, Renderer},
 };
 
 /// Serves machine-learning models on Kubernetes, driven by what is observed.
@@ -49,6 +49,43 @@ struct Run {
     /// Only for tests of upgrades: renders new revisions as the next version of the operator might.
     #[arg(long, env = "ORTOLAN_TRIAL_RENDERER", hide = true)]
     trial_renderer: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
+}
+
+/// What models' NetworkPolicies say.
+#[derive(Debug, clap::Args)]
+struct NetworkArguments {
+    /// The namespace of this process; the pod's in a cluster.
+    #[arg(long, env = "POD_NAMESPACE")]
+    namespace: Option<String>,
+    /// Makes a NetworkPolicy for every model, which opens its servers' operations port only for this process's namespace
+    /// and those of --monitoring-namespace, and their serving ports for --client-namespace.
+    #[arg(long, env = "ORTOLAN_MODEL_NETWORK_POLICIES", requires = "namespace")]
+    model_network_policies: bool,
+    /// A namespace from which the metrics of model servers are scraped; can be given several times.
+    #[arg(long = "monitoring-namespace", env = "ORTOLAN_MONITORING_NAMESPACES", value_delimiter = ',')]
+    monitoring_namespaces: Vec<String>,
+    /// A namespace whose pods may reach all models, besides the model's own; `*` for everyone. Can be given several times.
+    #[arg(long = "client-namespace", env = "ORTOLAN_CLIENT_NAMESPACES", value_delimiter = ',')]
+    client_namespaces: Vec<String>,
+    /// Closes the metadata services of clouds to model servers. The NetworkPolicies then allow them to reach everything
+    /// else, also where another policy does not.
+    #[arg(long, env = "ORTOLAN_BLOCK_METADATA", requires = "model_network_policies")]
+    block_metadata: bool,
+}
+
+impl NetworkArguments {
+    fn network(self) -> Option<Network> {
+        let operator = self.namespace.filter(|_| self.model_network_policies)?;
+        let everyone = self.client_namespaces.iter().any(|name| name == "*");
+        Some(Network {
+            operator,
+            monitoring: self.monitoring_namespaces,
+            clients: if everyone { Clients::Everyone } else { Clients::Namespaces(self.client_namespaces) },
+            block_metadata: self.block_metadata,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -94,7 +131,8 @@ impl Run {
         let app = operations::app(metrics.clone(), health.clone());
         let operations = tokio::spawn(operations::serve(self.operations_address, app, stopped(stop.subscribe())));
         let renderer = if self.trial_renderer { Renderer::TRIAL } else { Renderer::NEWEST };
-        let settings = Settings { server_image: self.server_image, instance: self.instance, renderer };
+        let network = self.network.network();
+        let settings = Settings { server_image: self.server_image, instance: self.instance, renderer, network };
         let shutdown = Box::pin(stopped(stop.subscribe()));
         let controller = controller::run(client, settings, (metrics, health), shutdown);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "the operator runs");

@@ -27,6 +27,11 @@ pub fn deployment(model: &str, variant: &str, revision: &str) -> String {
     format!("{model}-{variant}-{revision}")
 }
 
+/// The name of a model's NetworkPolicy: not just the model's, which a NetworkPolicy of the user's own may well have.
+pub fn network_policy(model: &str) -> String {
+    format!("{model}-servers")
+}
+
 /// The labels of everything that belongs to a model.
 pub fn model_labels(model: &str) -> BTreeMap<String, String> {
     BTreeMap::from([(MANAGED_BY.to_owned(), MANAGER.to_owned()), (MODEL.to_owned(), model.to_owned())])

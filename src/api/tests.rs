@@ -122,8 +122,14 @@ fn what_would_reach_beyond_the_namespace_is_no_scheduling() {
         (toleration(json!({"key": "a", "tolerationSeconds": 3})), "goes with effect: NoExecute"),
         (toleration(json!({"key": "node-role.kubernetes.io/control-plane"})), "the control plane's nodes"),
         (toleration(json!({"key": "node.kubernetes.io/unschedulable"})), "only not-ready and unreachable"),
-        (toleration(json!({"key": "node.cloudprovider.kubernetes.io/uninitialized"})), "only not-ready and unreachable"),
-        (toleration(json!({"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"})), "only not-ready and unreachable"),
+        (
+            toleration(json!({"key": "node.cloudprovider.kubernetes.io/uninitialized"})),
+            "only not-ready and unreachable",
+        ),
+        (
+            toleration(json!({"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"})),
+            "only not-ready and unreachable",
+        ),
     ] {
         let message = refused(&spec);
         assert!(message.contains(words), "{spec} was answered {message:?}, expected words about {words:?}");

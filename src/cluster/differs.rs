@@ -28,7 +28,7 @@ fn difference(rendered: &Value, live: &Value, path: &str) -> Option<String> {
         }
         (Value::Array(rendered), Value::Array(live)) => {
             let plain = !rendered.iter().any(|element| element.is_object() || element.is_array());
-            if rendered.len() > live.len() || (plain && rendered.len() != live.len()) {
+            if rendered.len() > live.len() || ((plain || is_whole(path)) && rendered.len() != live.len()) {
                 return Some(format!("{path}[{}]", rendered.len().min(live.len())));
             }
             let mut pairs = rendered.iter().zip(live).enumerate();
@@ -40,9 +40,11 @@ fn difference(rendered: &Value, live: &Value, path: &str) -> Option<String> {
     }
 }
 
-/// Maps that are owned as a whole: selectors.
+/// What is owned as a whole: selectors, and the rules of a NetworkPolicy, where one more opens what was closed.
 fn is_whole(path: &str) -> bool {
-    path == "spec.selector" || path == "spec.selector.matchLabels"
+    path == "spec.selector"
+        || path == "spec.selector.matchLabels"
+        || ["spec.podSelector", "spec.ingress", "spec.egress"].iter().any(|whole| path.starts_with(whole))
 }
 
 /// What the API server drops when it stores an object.
@@ -102,6 +104,25 @@ mod tests {
         }
         let (rendered, live) = (json!({"ports": [{"port": 80}]}), json!({"ports": [{"port": 80}, {"port": 81}]}));
         assert_eq!(first_difference(&rendered, &live), None);
+    }
+
+    #[test]
+    fn nothing_may_be_opened_in_a_network_policy() {
+        let rendered =
+            json!({"spec": {"podSelector": {"a": "b"}, "ingress": [{"ports": [{"port": 1}], "from": [{}]}]}});
+        for (live, path) in [
+            (json!({"podSelector": {"a": "b", "x": "y"}}), "spec.podSelector.x"),
+            (json!({"ingress": [{"ports": [{"port": 1}], "from": [{}]}, {}]}), "spec.ingress[1]"),
+            (json!({"ingress": [{"ports": [{"port": 1}], "from": [{}, {}]}]}), "spec.ingress[0].from[1]"),
+            (
+                json!({"ingress": [{"ports": [{"port": 1, "endPort": 9}], "from": [{}]}]}),
+                "spec.ingress[0].ports[0].endPort",
+            ),
+        ] {
+            let mut changed = rendered.clone();
+            changed["spec"].as_object_mut().unwrap().extend(live.as_object().unwrap().clone());
+            assert_eq!(first_difference(&rendered, &changed).as_deref(), Some(path));
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
         stores::{self, Filling, Stores, Wake},
     },
     operations::Health,
-    render::Renderer,
+    render::{Network, Renderer},
 };
 use fleet::Fleet;
 use reconcile::{ReconcileError, reconcile};
@@ -57,6 +57,8 @@ pub struct Settings {
     pub instance: Option<String>,
     /// The newest version of the rendering, which new revisions get.
     pub renderer: Renderer,
+    /// What models' NetworkPolicies say; models have none without it.
+    pub network: Option<Network>,
 }
 
 /// What reconciles share.
@@ -148,7 +150,7 @@ async fn step(watched: Arc<Watched>, context: Arc<Context>) -> Result<Action, Re
         match watched.object() {
             Err(invalid) => Err(ReconcileError::Unreadable(invalid)),
             Ok(object) => {
-                let reconciled = tokio::time::timeout(TIMEOUT, reconcile(&object, &context)).await;
+                let reconciled = tokio::time::timeout(TIMEOUT, Box::pin(reconcile(&object, &context))).await;
                 reconciled.unwrap_or_else(|_| Err(ReconcileError::TimedOut(TIMEOUT.as_secs())))
             }
         }

@@ -6,6 +6,7 @@ use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, Deployment},
         core::v1::Service,
+        networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
     jiff::Timestamp,
@@ -72,7 +73,7 @@ pub async fn reconcile(object: &ModelDeployment, context: &Context) -> Result<Ac
     };
     let observed = observe(&model, object, context).await;
     let decided = decide(&model, &observed, context);
-    let applied = match render(&model, &decided) {
+    let applied = match render(&model, &decided, &context.settings) {
         Ok(children) => apply(&model, &observed, &decided, children, context).await,
         Err(error) => Applied { error: Some(error), ..Applied::default() },
     };
@@ -213,14 +214,17 @@ struct Children {
     deployments: BTreeMap<String, Deployment>,
     service: Service,
     budget: PodDisruptionBudget,
+    /// Where the operator makes them.
+    policy: Option<NetworkPolicy>,
 }
 
-fn render(model: &DesiredModel, decided: &Decided) -> Result<Children, ReconcileError> {
+fn render(model: &DesiredModel, decided: &Decided, settings: &Settings) -> Result<Children, ReconcileError> {
     let mut children = Children {
         revisions: BTreeMap::new(),
         deployments: BTreeMap::new(),
         service: render::service(model),
         budget: render::disruption_budget(model),
+        policy: settings.network.as_ref().map(|network| render::network_policy(model, network)),
     };
     for (revision, snapshot) in &decided.snapshots.readable {
         let replicas = decided.rollout.replicas.get(revision).copied().unwrap_or_default();
@@ -263,7 +267,7 @@ async fn apply(
     children: Children,
     context: &Context,
 ) -> Applied {
-    let Children { revisions, deployments, service, budget } = children;
+    let Children { revisions, deployments, service, budget, policy } = children;
     let (seen, writer) = (&observed.seen, &context.writer);
     let mut applied = Applied::default();
     for stored in &decided.snapshots.replaced {
@@ -276,6 +280,13 @@ async fn apply(
         // A snapshot keeps the number that it was made with.
         stored.revision = live.map_or(stored.revision, |live| live.revision);
         if !applied.take("the ControllerRevision", writer.apply(model, stored, live).await) {
+            return applied;
+        }
+    }
+    // Before the Deployments: no server runs without it.
+    if let Some(policy) = policy {
+        let live = seen.policy.as_ref().map(AsRef::as_ref);
+        if !applied.take("the NetworkPolicy", writer.apply(model, policy, live).await) {
             return applied;
         }
     }
@@ -309,6 +320,9 @@ async fn prune(observed: &Observed, decided: &Decided, context: &Context) -> Res
         if let Some(deployment) = observed.seen.deployments.get(revision) {
             context.writer.delete(deployment.as_ref()).await?;
         }
+    }
+    if let (Some(policy), None) = (&observed.seen.policy, &context.settings.network) {
+        context.writer.delete(policy.as_ref()).await?;
     }
     for revision in &decided.forgotten {
         context.writer.delete(revision.as_ref()).await?;

@@ -6,6 +6,7 @@ use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, Deployment},
         core::v1::{Pod, Service},
+        networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
     jiff::Timestamp,
@@ -29,6 +30,8 @@ pub struct Seen {
     pub service: Option<Arc<Service>>,
     /// The PodDisruptionBudget.
     pub budget: Option<Arc<PodDisruptionBudget>>,
+    /// The NetworkPolicy.
+    pub policy: Option<Arc<NetworkPolicy>>,
     /// Pods of all revisions, those on their way out included.
     pub pods: Vec<Arc<Pod>>,
 }
@@ -43,6 +46,7 @@ impl Seen {
             revisions: by_revision(stores.revisions.of(&model.uid)),
             service: stores.services.of(&model.uid).into_iter().next().map(Arc::new),
             budget: stores.budgets.of(&model.uid).into_iter().next().map(Arc::new),
+            policy: stores.policies.of(&model.uid).into_iter().next().map(Arc::new),
             deployments,
             pods: pods.into_iter().map(Arc::new).collect(),
         }
@@ -93,6 +97,12 @@ impl Child for PodDisruptionBudget {
         // Moves with every pod that comes and goes.
         self.status = None;
     }
+}
+
+impl Child for NetworkPolicy {
+    type Facts = ();
+
+    fn facts(&self) {}
 }
 
 impl Child for Pod {

@@ -13,6 +13,7 @@ use futures::{Stream, StreamExt, channel::mpsc};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
     core::v1::{Pod, Service},
+    networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -42,6 +43,8 @@ pub struct Stores {
     pub services: Index<Service>,
     /// One for each model.
     pub budgets: Index<PodDisruptionBudget>,
+    /// One for each model, or none.
+    pub policies: Index<NetworkPolicy>,
     /// The servers.
     pub pods: Index<Pod>,
 }
@@ -51,11 +54,12 @@ impl Stores {
     pub fn watch(client: &Client, filling: &Filling, wake: &Wake, tasks: &mut JoinSet<()>) -> Self {
         let stores = Self::default();
         let mut watching = Watching { client, filling, wake, tasks };
-        let Self { revisions, deployments, services, budgets, pods } = &stores;
+        let Self { revisions, deployments, services, budgets, policies, pods } = &stores;
         watching.begin(revisions);
         watching.begin(deployments);
         watching.begin(services);
         watching.begin(budgets);
+        watching.begin(policies);
         watching.begin(pods);
         stores
     }

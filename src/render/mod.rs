@@ -9,6 +9,7 @@
 mod controller_revision;
 mod deployment;
 mod disruption_budget;
+mod network_policy;
 mod renderer;
 mod scheduling;
 mod service;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use controller_revision::{controller_revision, snapshot_of};
 pub use deployment::deployment;
 pub use disruption_budget::disruption_budget;
+pub use network_policy::{Clients, Network, network_policy};
 pub use renderer::Renderer;
 pub use service::{service, url};
 

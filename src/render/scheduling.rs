@@ -12,8 +12,7 @@ use crate::api::scheduling::{self, Scheduling, Spread};
 /// `pod`, with what `scheduling` says about its place. `selector` finds the pods that are spread.
 pub fn placed(pod: PodSpec, scheduling: &Scheduling, selector: &LabelSelector) -> PodSpec {
     let Scheduling { node_selector, tolerations, spread, priority_class_name, runtime_class_name } = scheduling;
-    let labels: BTreeMap<_, _> =
-        node_selector.iter().map(|(label, value)| (label.clone(), value.0.clone())).collect();
+    let labels: BTreeMap<_, _> = node_selector.iter().map(|(label, value)| (label.clone(), value.0.clone())).collect();
     let tolerations: Vec<_> = tolerations.iter().map(toleration).collect();
     let constraint = |spread: &Spread| TopologySpreadConstraint {
         max_skew: i32::try_from(spread.max_skew).unwrap_or(i32::MAX),

@@ -98,6 +98,20 @@ fn the_disruption_budget() {
 }
 
 #[test]
+fn the_network_policy() {
+    let open = Network {
+        operator: "ortolan-system".to_owned(),
+        monitoring: vec!["monitoring".to_owned()],
+        clients: Clients::Everyone,
+        block_metadata: false,
+    };
+    let closed =
+        Network { clients: Clients::Namespaces(vec!["shop".to_owned()]), block_metadata: true, ..open.clone() };
+    let model = model("model: {uri: 'file:///m.onnx'}");
+    insta::assert_yaml_snapshot!((network_policy(&model, &open), network_policy(&model, &closed).spec));
+}
+
+#[test]
 fn the_snapshot_of_a_revision_comes_back_as_it_was() {
     let model = model("model: {uri: 'file:///m.onnx'}");
     let snapshot = snapshot(&model);

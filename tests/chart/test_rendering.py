@@ -12,7 +12,10 @@ SYSTEM = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "
 
 
 def test_everything_is_in_the_namespace_of_the_release():
-    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    cluster_wide = {
+        "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition",
+        "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+    }
     for found in render(EVERYTHING).objects:
         namespace = found["metadata"].get("namespace")
         assert namespace == (None if found["kind"] in cluster_wide else "elsewhere"), found["kind"]
@@ -68,8 +71,8 @@ def test_settings_of_the_container():
         }
     ).container()
     assert container["imagePullPolicy"] == "Never"
-    assert container["args"][-2:] == ["--log-format=text", "--log=warn,ortolan::scale=debug"]
-    assert [variable["name"] for variable in container["env"]] == ["POD_NAME", "RUST_BACKTRACE"]
+    assert container["args"][2:4] == ["--log-format=text", "--log=warn,ortolan::scale=debug"]
+    assert [variable["name"] for variable in container["env"]] == ["POD_NAME", "POD_NAMESPACE", "RUST_BACKTRACE"]
     assert container["resources"] == {"requests": {"cpu": "2", "memory": "64Mi"}}
 
 
@@ -85,6 +88,22 @@ def test_the_service_account():
 
 def test_roles_can_be_left_to_others():
     assert not {"ClusterRole", "ClusterRoleBinding"} & set(render({"rbac": {"create": False}}).kinds())
+
+
+def test_the_admission_policy_looks_at_every_way_to_name_something():
+    rendered = render()
+    spec = rendered.get("ValidatingAdmissionPolicy", "ortolan-references")["spec"]
+    (rule,) = spec["matchConstraints"]["resourceRules"]
+    assert (rule["resources"], rule["operations"]) == (["modeldeployments"], ["CREATE", "UPDATE"])
+    assert spec["failurePolicy"] == "Fail"
+    assert [validation["reason"] for validation in spec["validations"]] == ["Forbidden"] * 4
+    words = " ".join(validation["expression"] for validation in spec["validations"])
+    for resource in ["secrets", "persistentvolumeclaims", "configmaps", "serviceaccounts"]:
+        assert f"resource('{resource}')" in words
+    binding = rendered.get("ValidatingAdmissionPolicyBinding", "ortolan-references")["spec"]
+    assert binding == {"policyName": "ortolan-references", "validationActions": ["Deny"]}
+    without = render({"admissionPolicy": {"enabled": False}})
+    assert not {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"} & set(without.kinds())
 
 
 def test_the_definition_is_there_and_kept_unless_told_otherwise():
@@ -124,6 +143,16 @@ def test_the_network_policy_can_be_narrowed():
     spec = render({"networkPolicy": policy}).get("NetworkPolicy")["spec"]
     assert spec["ingress"][0]["from"] == [SYSTEM]
     assert spec["egress"][0] == {"ports": [{"port": 16443}], "to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}
+
+
+def test_the_network_policies_of_models():
+    flag = "--model-network-policies"
+    arguments = lambda **policy: render({"modelNetworkPolicy": policy}).container()["args"]
+    assert arguments()[-2:] == [flag, "--client-namespace=*"]
+    closed = arguments(monitoringNamespaces=["monitoring"], clientNamespaces=["shop", "edge"], blockMetadata=True)
+    namespaces = ["--monitoring-namespace=monitoring", "--client-namespace=shop", "--client-namespace=edge"]
+    assert closed[-5:] == [flag, *namespaces, "--block-metadata"]
+    assert arguments(enabled=False) == arguments()[:-2]
 
 
 def test_the_metrics_service():
@@ -186,3 +215,4 @@ def test_the_notes_say_what_to_do_next():
     assert "deletes every ModelDeployment" in notes("crds.keep=false")
     assert "crds.enabled is false" in notes("crds.enabled=false")
     assert "rbac.create is false" in notes("rbac.create=false")
+    assert "whoever may write a ModelDeployment can have" in notes("admissionPolicy.enabled=false")

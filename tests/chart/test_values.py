@@ -42,6 +42,8 @@ REFUSED = [
         {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}},
         "metrics.serviceMonitor and metrics.podMonitor are both enabled: every number would be counted twice.",
     ),
+    ("modelNetworkPolicy.monitoringNamespaces", ["a.b"], "at '/modelNetworkPolicy/monitoringNamespaces/0': 'a.b' does not match pattern"),
+    ("extraEnv", [{"name": "ORTOLAN_MODEL_NETWORK_POLICIES"}], "set modelNetworkPolicy.enabled instead."),
     ("enabled", False, "at '/enabled': value must be true"),
 ]
 

@@ -38,7 +38,7 @@ def test_an_unchanged_world_gets_no_writes(namespace, store, digits):
     namespace.wait_served("digits")
 
     def versions():
-        kinds = "modeldeployments,deployments,services,poddisruptionbudgets,controllerrevisions"
+        kinds = "modeldeployments,deployments,services,poddisruptionbudgets,networkpolicies,controllerrevisions"
         return {(item["kind"], item["metadata"]["name"]): item["metadata"]["resourceVersion"] for item in namespace.items(kinds)}
 
     def writes():

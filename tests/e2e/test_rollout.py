@@ -8,7 +8,7 @@ from harness.kube import KubectlError, manifest, wait_for
 from harness.load import Load, failures
 
 BODY = json.dumps({"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}]}).encode()
-CHILDREN = "deployments,replicasets,pods,services,poddisruptionbudgets,controllerrevisions"
+CHILDREN = "deployments,replicasets,pods,services,poddisruptionbudgets,networkpolicies,controllerrevisions"
 
 
 def with_digest(namespace) -> dict | None:
