@@ -3,6 +3,8 @@
 //! Everything behind [`Config`] relies on it and checks nothing again. The operator renders these flags; each has an
 //! environment variable, too.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use ortolan_protocol::ports;
 
 use crate::batch::Limits;
 use crate::cpu;
-use crate::fetch::Source;
+use crate::fetch::{Digest, Source};
 
 /// Ortolan's inference server: one ONNX model behind the Open Inference Protocol.
 #[derive(Debug, Parser)]
@@ -49,7 +51,7 @@ pub struct HealthcheckArguments {
 /// The flags of `serve`.
 #[derive(Clone, Debug, Parser)]
 pub struct ServeArguments {
-    /// Where the model is: a path, file:///path, http:// or https://
+    /// Where the model is: a path, file:///path, http://, https://, s3://BUCKET/KEY, gs://BUCKET/KEY or az://CONTAINER/KEY
     #[arg(long, value_name = "URI", env = "ORTOLAN_MODEL")]
     pub model: String,
     /// The model's name in requests
@@ -58,6 +60,16 @@ pub struct ServeArguments {
     /// The SHA-256 that the model's bytes must have
     #[arg(long, value_name = "HEX", env = "ORTOLAN_SHA256")]
     pub sha256: Option<String>,
+    /// A file with the SHA-256 that the first server of this revision found; one that does not exist binds nobody
+    #[arg(long, value_name = "FILE", env = "ORTOLAN_LOCK_FILE", conflicts_with = "sha256")]
+    pub lock_file: Option<PathBuf>,
+    /// A folder with the keys of a credentials Secret, each a file: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, … What it
+    /// does not hold is looked for in the environment
+    #[arg(long, value_name = "DIR", env = "ORTOLAN_CREDENTIALS_DIR")]
+    pub credentials_dir: Option<PathBuf>,
+    /// Ask Google's metadata service for the identity of this pod, where gs:// needs one
+    #[arg(long, env = "ORTOLAN_CLOUD_IDENTITY")]
+    pub cloud_identity: bool,
     /// The model's format; only onnx
     #[arg(long, default_value = "onnx", env = "ORTOLAN_FORMAT")]
     pub format: String,
@@ -137,8 +149,12 @@ pub struct Config {
     pub revision: Option<String>,
     /// Where the model is.
     pub source: Source,
-    /// The digest that it must have, in lower-case hex.
-    pub sha256: Option<String>,
+    /// The digest that it must have.
+    pub digest: Digest,
+    /// The folder with the keys that let us in.
+    pub credentials_dir: Option<PathBuf>,
+    /// Whether the cloud's metadata service may be asked for the identity of the pod.
+    pub cloud_identity: bool,
     /// The largest model that is fetched, in bytes.
     pub max_model_bytes: u64,
     /// How long loading may take.
@@ -213,7 +229,9 @@ impl TryFrom<ServeArguments> for Config {
             name: checked_name(&arguments.name, "name")?,
             revision: arguments.revision.as_deref().map(|revision| checked_name(revision, "revision")).transpose()?,
             source: arguments.model.parse()?,
-            sha256: arguments.sha256.as_deref().map(checked_digest).transpose()?,
+            digest: digest(&arguments)?,
+            credentials_dir: arguments.credentials_dir.clone(),
+            cloud_identity: arguments.cloud_identity,
             max_model_bytes: arguments.max_model_bytes.as_u64(),
             load_timeout: *arguments.load_timeout,
             cache_dir: arguments.cache_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("ortolan-models")),
@@ -289,12 +307,27 @@ fn checked_name(name: &str, what: &str) -> Result<String, Failure> {
     Ok(name.to_owned())
 }
 
-fn checked_digest(digest: &str) -> Result<String, Failure> {
-    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-    if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(invalid("--sha256 must be 64 hexadecimal digits".to_owned()));
+/// The digest that was given, or that an earlier server of this revision found.
+fn digest(arguments: &ServeArguments) -> Result<Digest, Failure> {
+    if let Some(given) = &arguments.sha256 {
+        return Ok(Digest::Given(
+            checked_digest(given).ok_or_else(|| invalid("--sha256 must be 64 hexadecimal digits".to_owned()))?,
+        ));
     }
-    Ok(hex.to_ascii_lowercase())
+    let Some(path) = &arguments.lock_file else { return Ok(Digest::Any) };
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Digest::Any),
+        Err(error) => return Err(invalid(format!("the file that --lock-file names cannot be read: {error}"))),
+    };
+    let sha256 = checked_digest(text.trim())
+        .ok_or_else(|| invalid("the file that --lock-file names does not hold 64 hexadecimal digits".to_owned()))?;
+    Ok(Digest::Locked { sha256, revision: arguments.revision.clone().unwrap_or_else(|| "1".to_owned()) })
+}
+
+fn checked_digest(digest: &str) -> Option<String> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    (hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| hex.to_ascii_lowercase())
 }
 
 fn library(wanted: Option<PathBuf>) -> Result<PathBuf, Failure> {
@@ -362,7 +395,21 @@ mod tests {
         let config = parsed(&["--max-batch-delay", "2ms", "--max-request-bytes", "1Mi", "--sha256", &digest]).unwrap();
         assert_eq!(config.batching.max_delay, Duration::from_millis(2));
         assert_eq!(config.requests.max_bytes, 1 << 20);
-        assert_eq!(config.sha256.unwrap(), "ab".repeat(32));
+        assert_eq!(config.digest, Digest::Given("ab".repeat(32)));
+    }
+
+    #[test]
+    fn a_lock_binds_where_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sha256");
+        let locked =
+            || parsed(&["--revision", "r1", "--lock-file", path.to_str().unwrap()]).map(|config| config.digest);
+        assert_eq!(locked().unwrap(), Digest::Any);
+        fs::write(&path, format!("{}\n", "ab".repeat(32))).unwrap();
+        assert_eq!(locked().unwrap(), Digest::Locked { sha256: "ab".repeat(32), revision: "r1".to_owned() });
+        fs::write(&path, "").unwrap();
+        let failure = locked().unwrap_err();
+        assert!(failure.message.contains("--lock-file") && !failure.message.contains('/'), "{}", failure.message);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 use tracing::{info, warn};
 
 use crate::config::{Config, Drain};
-use crate::fetch::{self, Retries, Wanted};
+use crate::fetch::{self, Access, Retries, Wanted};
 use crate::listen::{self, Connections, Speaks};
 use crate::serving::{Model, Server};
 use crate::{engine, grpc, http, load, ops};
@@ -75,13 +75,14 @@ async fn obtain(config: &Config, server: &Server) -> Result<Model, Failure> {
     let library = config.onnxruntime.clone();
     let runtime = tokio::task::spawn_blocking(move || engine::initialize(&library));
     let wanted = Wanted {
-        sha256: config.sha256.as_deref(),
+        digest: config.digest.clone(),
         max_bytes: config.max_model_bytes,
         cache: &config.cache_dir,
         retries: Retries::default(),
+        access: Access { credentials: config.credentials_dir.as_deref(), cloud_identity: config.cloud_identity },
     };
     if config.owns_cache {
-        fetch::sweep(&config.cache_dir, config.sha256.as_deref());
+        fetch::sweep(&config.cache_dir, config.digest.hex());
     }
     let start = Instant::now();
     let fetched = fetch::fetch(&config.source, &wanted).await?;

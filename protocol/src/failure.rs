@@ -26,10 +26,14 @@ pub enum FailureReason {
     SourceNotFound,
     /// The source refused access (401 or 403, or a file without read permission).
     SourceForbidden,
+    /// The credentials cannot be used: a key is missing, not known, or holds what it cannot.
+    CredentialsInvalid,
     /// The model is larger than the server's limit.
     ModelTooLarge,
     /// The bytes are not the ones that were asked for.
     DigestMismatch,
+    /// The bytes at the source are not the ones that this revision began with.
+    DigestChanged,
     /// The bytes are not a model, or a damaged one.
     ModelInvalid,
     /// A model that this server's runtime cannot run: operator set, operator or type.
@@ -51,8 +55,10 @@ impl FailureReason {
                 | Self::SourceUnreachable
                 | Self::SourceNotFound
                 | Self::SourceForbidden
+                | Self::CredentialsInvalid
                 | Self::ModelTooLarge
                 | Self::DigestMismatch
+                | Self::DigestChanged
         )
     }
 
@@ -68,8 +74,10 @@ impl FailureReason {
             Self::SourceUnreachable => "SourceUnreachable",
             Self::SourceNotFound => "SourceNotFound",
             Self::SourceForbidden => "SourceForbidden",
+            Self::CredentialsInvalid => "CredentialsInvalid",
             Self::ModelTooLarge => "ModelTooLarge",
             Self::DigestMismatch => "DigestMismatch",
+            Self::DigestChanged => "DigestChanged",
             Self::ModelInvalid => "ModelInvalid",
             Self::ModelUnsupported => "ModelUnsupported",
             Self::LoadTimedOut => "LoadTimedOut",

@@ -1,24 +1,32 @@
 //! Gets the model's bytes onto the local disk: within a limit, with their digest known, and from nowhere but where a
 //! model may come from.
 //!
-//! What is mounted into the pod (volume claims, config maps) is read where it lies; what comes over the network is
-//! streamed into the cache folder. Object stores and registries are not here yet; their schemes are refused by name.
+//! What is mounted into the pod (volume claims, config maps) is read where it lies; what comes over the network (a web
+//! server, an object store) is streamed into the cache folder by [`download`]. Registries are not here yet; their schemes
+//! are refused by name.
 
+mod address;
 mod cache;
+mod credentials;
+mod download;
 mod file;
 mod http;
+mod object;
+mod wanted;
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
 use reqwest::Url;
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 pub use cache::sweep;
+pub use download::Retries;
 use file::Stamp;
-pub use http::Retries;
+pub use object::Location;
+pub use wanted::{Access, Digest, Wanted};
 
 /// Where a model is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +35,8 @@ pub enum Source {
     File(PathBuf),
     /// Something that answers GET.
     Http(Url),
+    /// An object in an object store.
+    Object(Location),
 }
 
 impl FromStr for Source {
@@ -40,34 +50,25 @@ impl FromStr for Source {
                 Ok(Self::File(PathBuf::from(uri)))
             };
         };
-        match scheme.to_ascii_lowercase().as_str() {
+        let scheme = scheme.to_ascii_lowercase();
+        if let Some(location) = Location::parse(&scheme, rest) {
+            return location.map(Self::Object);
+        }
+        match scheme.as_str() {
             "file" if rest.starts_with('/') => Ok(Self::File(PathBuf::from(rest))),
             "file" => Err(invalid("a file uri has three slashes and an absolute path: file:///models/model.onnx")),
             "http" | "https" => {
                 let url = Url::parse(uri)
                     .map_err(|error| invalid(&format!("the model's uri is not a valid URL: {error}")))?;
-                http::check_address(&url)?;
+                address::check(&url)?;
                 Ok(Self::Http(url))
             }
             other => Err(invalid(&format!(
-                "models cannot be fetched by '{}'; supported are https://, http://, file:/// and plain paths",
+                "models cannot be fetched by '{}'; supported are https://, http://, s3://, gs://, az://, file:/// and plain paths",
                 other.escape_debug()
             ))),
         }
     }
-}
-
-/// What is wanted of the bytes.
-#[derive(Clone, Debug)]
-pub struct Wanted<'a> {
-    /// The digest they must have, in lower-case hex.
-    pub sha256: Option<&'a str>,
-    /// The most bytes.
-    pub max_bytes: u64,
-    /// Where to keep what comes over the network.
-    pub cache: &'a Path,
-    /// How often and how long to try again.
-    pub retries: Retries,
 }
 
 /// A model on the local disk.
@@ -109,22 +110,11 @@ pub async fn fetch(source: &Source, wanted: &Wanted<'_>) -> Result<Fetched, Fail
                 Err(failure(FailureReason::Internal, "reading the model file stopped unexpectedly"))
             })?
         }
-        Source::Http(url) => http::fetch(url, wanted).await?,
+        Source::Http(url) => download::fetch(&http::Site::new(url, wanted.access)?, wanted).await?,
+        Source::Object(location) => download::fetch(&object::Object::new(location, wanted.access), wanted).await?,
     };
-    check_digest(&fetched.digest, wanted.sha256)?;
+    wanted.digest.check(&fetched.digest)?;
     Ok(fetched)
-}
-
-fn check_digest(found: &str, wanted: Option<&str>) -> Result<(), Failure> {
-    match wanted {
-        Some(wanted) if wanted != found => Err(failure(
-            FailureReason::DigestMismatch,
-            &format!(
-                "the model's SHA-256 is {found}, but {wanted} was asked for: the bytes at the source have changed, or are others"
-            ),
-        )),
-        _ => Ok(()),
-    }
 }
 
 fn too_large(max_bytes: u64) -> Failure {
@@ -158,13 +148,15 @@ mod tests {
         assert_eq!("/models/a b.onnx".parse(), Ok(file("/models/a b.onnx")));
         assert_eq!("file:///models/m.onnx".parse(), Ok(file("/models/m.onnx")));
         assert!(matches!("HTTPS://example.com/m.onnx".parse(), Ok(Source::Http(_))));
+        assert!(matches!("s3://models/digits/m.onnx".parse(), Ok(Source::Object(_))));
     }
 
     #[test]
     fn other_sources_are_refused_with_what_is_supported() {
         let cases = [
             ("", "empty"),
-            ("s3://bucket/model.onnx", "supported are https://"),
+            ("oci://registry/model", "supported are https://"),
+            ("s3://bucket", "s3://BUCKET/KEY"),
             ("gopher://x", "'gopher'"),
             ("file://models/m.onnx", "three slashes"),
             ("https://", "not a valid URL"),

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use bytes::Bytes;
 use clap::Parser;
 use ortolan_server::config::{Arguments, Command, Config};
-use ortolan_server::fetch::{Fetched, Retries, Source, Wanted, fetch};
+use ortolan_server::fetch::{Access, Digest, Fetched, Retries, Source, Wanted, fetch};
 use ortolan_server::serving::Server;
 use ortolan_server::{engine, http, load};
 use serde_json::Value;
@@ -47,7 +47,13 @@ pub fn empty_server(name: &str, flags: &[&str]) -> Arc<Server> {
 
 /// A file as the server fetches it.
 pub async fn fetched(path: &Path) -> Fetched {
-    let wanted = Wanted { sha256: None, max_bytes: 1 << 20, cache: Path::new("unused"), retries: Retries::default() };
+    let wanted = Wanted {
+        digest: Digest::Any,
+        max_bytes: 1 << 20,
+        cache: Path::new("unused"),
+        retries: Retries::default(),
+        access: Access::default(),
+    };
     fetch(&Source::File(path.to_owned()), &wanted).await.unwrap()
 }
 

@@ -5,7 +5,9 @@
 
 mod common;
 mod grpc;
+mod identities;
 mod load;
+mod objects;
 mod process;
 mod rest;
 mod sources;

@@ -24,11 +24,11 @@ use crate::sources;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The program, running. It ends with the test.
-struct Program {
+pub struct Program {
     child: Child,
     client: reqwest::Client,
     log: std::sync::mpsc::Receiver<String>,
-    said: String,
+    pub said: String,
     termination_message: tempfile::NamedTempFile,
     http: u16,
     grpc: u16,
@@ -37,6 +37,11 @@ struct Program {
 
 impl Program {
     fn start(model: &str, flags: &[&str]) -> Self {
+        Self::start_in(model, flags, &[])
+    }
+
+    /// With more in its environment.
+    pub fn start_in(model: &str, flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let termination_message = tempfile::NamedTempFile::new().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ortolan-server"));
         command.arg("serve").args(["--model", model]).args(flags);
@@ -52,6 +57,7 @@ impl Program {
             command.env(format!("ORTOLAN_{name}"), value);
         }
         command.env("ORT_DYLIB_PATH", runtime_library()).env("ORTOLAN_TERMINATION_MESSAGE", termination_message.path());
+        command.envs(environment.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let (lines, log) = std::sync::mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -74,7 +80,7 @@ impl Program {
         }
     }
 
-    async fn ready(self) -> Self {
+    pub async fn ready(self) -> Self {
         let program = self.listening();
         program.until("/readyz", StatusCode::OK).await;
         program
@@ -94,7 +100,7 @@ impl Program {
         (response.status(), response.text().await.unwrap())
     }
 
-    async fn stats(&self) -> Stats {
+    pub async fn stats(&self) -> Stats {
         serde_json::from_str(&self.ops("/stats").await.1).unwrap()
     }
 
@@ -102,7 +108,7 @@ impl Program {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    async fn exit(&mut self) -> ExitStatus {
+    pub async fn exit(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -114,7 +120,13 @@ impl Program {
         }
     }
 
-    fn failure(&self) -> Failure {
+    /// Stops it, and hears it to the end.
+    pub async fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        self.exit().await;
+    }
+
+    pub fn failure(&self) -> Failure {
         serde_json::from_slice(&std::fs::read(self.termination_message.path()).unwrap()).unwrap()
     }
 }
@@ -409,6 +421,9 @@ async fn models_that_cannot_be_served_leave_their_reason_behind() {
     std::fs::write(text.path(), "hello").unwrap();
     let at = |path: &str| format!("http://{source}/{path}?secret=1");
     let wrong_digest = "0".repeat(64);
+    let locked = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(locked.path(), &wrong_digest).unwrap();
+    let lock = locked.path().to_str().unwrap();
     let cases: Vec<(String, Vec<&str>, FailureReason, &str)> = vec![
         (at("missing.onnx"), vec![], FailureReason::SourceNotFound, "answered 404"),
         (at("private"), vec![], FailureReason::SourceForbidden, "answered 403"),
@@ -419,7 +434,8 @@ async fn models_that_cannot_be_served_leave_their_reason_behind() {
         (at("m.onnx"), vec!["--sha256", &wrong_digest], FailureReason::DigestMismatch, &wrong_digest),
         (text.path().to_str().unwrap().to_owned(), vec![], FailureReason::ModelInvalid, "what onnx.save writes"),
         ("file:///nowhere/m.onnx".to_owned(), vec![], FailureReason::SourceNotFound, "does not exist"),
-        ("s3://bucket/m.onnx".to_owned(), vec![], FailureReason::SourceInvalid, "supported are https://"),
+        ("s3://bucket".to_owned(), vec![], FailureReason::SourceInvalid, "s3://BUCKET/KEY"),
+        (at("m.onnx"), vec!["--lock-file", lock], FailureReason::DigestChanged, "began to serve"),
         (model("refused-map").to_str().unwrap().to_owned(), vec![], FailureReason::ModelUnsupported, "zipmap=False"),
         (
             model("refused-endless").to_str().unwrap().to_owned(),

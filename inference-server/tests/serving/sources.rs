@@ -7,18 +7,19 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use bytes::Bytes;
 use ortolan_protocol::failure::{Failure, FailureReason};
-use ortolan_server::fetch::{Fetched, Retries, Source, Wanted, fetch};
+use ortolan_server::fetch::{Access, Digest, Fetched, Retries, Source, Wanted, fetch};
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use crate::common::model;
 
 /// SHA-256 of the model that the source gives, as sha256sum says.
-const DIGEST: &str = "34472b2fcf55e48afb0c767db0638d92e361c2b2dc122ae5adab1ffba68eb02d";
+pub const DIGEST: &str = "34472b2fcf55e48afb0c767db0638d92e361c2b2dc122ae5adab1ffba68eb02d";
 
 type Calls = State<Arc<AtomicUsize>>;
 
@@ -40,6 +41,10 @@ pub async fn start() -> (String, Arc<AtomicUsize>) {
         )
         .route("/hop", get(|| async { Redirect::temporary("/hop2?token=secret") }))
         .route("/hop2", get(|| async { Redirect::permanent("m.onnx") }))
+        .route("/basic.onnx", get(|headers: HeaderMap| async move { let_in(&headers, "Basic bWw6aHVzaC1odXNo") }))
+        .route("/bearer.onnx", get(|headers: HeaderMap| async move { let_in(&headers, "Bearer hush-hush") }))
+        .route("/here", get(|| async { Redirect::temporary("/bearer.onnx") }))
+        .route("/elsewhere", get(elsewhere))
         .route("/loop", get(|| async { Redirect::temporary("/loop") }))
         .route("/metadata", get(|| async { Redirect::temporary("http://169.254.169.254/latest/meta-data/") }))
         .route("/file", get(|| async { Redirect::temporary("file:///etc/passwd") }))
@@ -62,12 +67,26 @@ pub async fn start() -> (String, Arc<AtomicUsize>) {
     (address, calls)
 }
 
-fn bytes() -> Vec<u8> {
+pub fn bytes() -> Vec<u8> {
     std::fs::read(model("mlp")).unwrap()
 }
 
 async fn whole(State(calls): Calls) -> Response {
     count(&calls, bytes().into_response())
+}
+
+fn let_in(headers: &HeaderMap, wanted: &str) -> Response {
+    match headers.get("authorization") {
+        Some(found) if found == wanted => bytes().into_response(),
+        Some(_) => StatusCode::FORBIDDEN.into_response(),
+        None => StatusCode::UNAUTHORIZED.into_response(),
+    }
+}
+
+/// The same server by another name.
+async fn elsewhere(headers: HeaderMap) -> Redirect {
+    let port = headers["host"].to_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    Redirect::temporary(&format!("http://localhost:{port}/bearer.onnx"))
 }
 
 /// Busy, then broken off in the middle, then good.
@@ -87,23 +106,40 @@ fn count(calls: &AtomicUsize, response: Response) -> Response {
     response
 }
 
-struct Place {
-    cache: tempfile::TempDir,
+pub struct Place {
+    cache: TempDir,
+    credentials: Option<TempDir>,
     max_bytes: u64,
 }
 
 impl Place {
-    fn new() -> Self {
-        Self { cache: tempfile::tempdir().unwrap(), max_bytes: 1 << 20 }
+    pub fn new() -> Self {
+        Self { cache: tempfile::tempdir().unwrap(), credentials: None, max_bytes: 1 << 20 }
     }
 
-    async fn fetch(&self, uri: &str, sha256: Option<&str>) -> Result<Fetched, Failure> {
+    /// With a credentials Secret of these keys.
+    pub fn with(keys: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (key, value) in keys {
+            std::fs::write(folder.path().join(key), value).unwrap();
+        }
+        Self { credentials: Some(folder), ..Self::new() }
+    }
+
+    pub fn limited(self, max_bytes: u64) -> Self {
+        Self { max_bytes, ..self }
+    }
+
+    pub async fn fetch(&self, uri: &str, sha256: Option<&str>) -> Result<Fetched, Failure> {
         let source: Source = uri.parse()?;
         let retries = Retries { times: 2, wait: Duration::from_millis(1) };
-        fetch(&source, &Wanted { sha256, max_bytes: self.max_bytes, cache: self.cache.path(), retries }).await
+        let digest = sha256.map_or(Digest::Any, |sha256| Digest::Given(sha256.to_owned()));
+        let access = Access { credentials: self.credentials.as_ref().map(TempDir::path), cloud_identity: false };
+        let (max_bytes, cache) = (self.max_bytes, self.cache.path());
+        fetch(&source, &Wanted { digest, max_bytes, cache, retries, access }).await
     }
 
-    fn files(&self) -> Vec<String> {
+    pub fn files(&self) -> Vec<String> {
         std::fs::read_dir(self.cache.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -205,4 +241,31 @@ async fn sources_that_cannot_be_reached_are_named_with_the_cause() {
         assert_eq!(failure.reason, FailureReason::SourceUnreachable, "{}", failure.message);
         assert!(words.iter().all(|word| failure.message.contains(word)), "{}", failure.message);
     }
+}
+
+#[tokio::test]
+async fn credentials_go_to_the_place_that_the_uri_names_and_to_no_other() {
+    let (source, _) = start().await;
+    let at = |path: &str| format!("http://{source}/{path}");
+    let basic = [("username", "ml"), ("password", "hush-hush\n")];
+    Place::with(&basic).fetch(&at("basic.onnx"), Some(DIGEST)).await.unwrap();
+    let bearer = [("token", "hush-hush"), ("unrelated", "x")];
+    Place::with(&bearer).fetch(&at("bearer.onnx"), Some(DIGEST)).await.unwrap();
+    Place::with(&bearer).fetch(&at("here"), Some(DIGEST)).await.unwrap();
+    for (keys, path, reason, words) in [
+        (&bearer[..], "elsewhere", FailureReason::SourceForbidden, "401"),
+        (&[], "bearer.onnx", FailureReason::CredentialsInvalid, "no key token, or username and password"),
+        (&[("token", "wrong")], "bearer.onnx", FailureReason::SourceForbidden, "credentials Secret"),
+        (&basic[..1], "basic.onnx", FailureReason::CredentialsInvalid, "no key password"),
+        (&basic[1..], "basic.onnx", FailureReason::CredentialsInvalid, "no key username"),
+        (&[("token", "a"), ("username", "b")], "basic.onnx", FailureReason::CredentialsInvalid, "remove one"),
+        (&[("token", "hush\nhush")], "basic.onnx", FailureReason::CredentialsInvalid, "characters"),
+    ] {
+        let failure = Place::with(keys).fetch(&at(path), None).await.unwrap_err();
+        assert_eq!(failure.reason, reason, "{}", failure.message);
+        assert!(failure.message.contains(words), "{}", failure.message);
+        assert!(!failure.message.contains("hush"), "{}", failure.message);
+    }
+    let failure = Place::new().fetch(&at("bearer.onnx"), None).await.unwrap_err();
+    assert!(failure.message.contains("spec.model.credentialsSecret"), "{}", failure.message);
 }

@@ -1,0 +1,77 @@
+//! What is wanted of a model's bytes.
+
+use std::path::Path;
+
+use ortolan_protocol::failure::{Failure, FailureReason};
+
+use super::{Retries, failure};
+
+/// What is wanted of the bytes, and how they may be had.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// The digest they must have.
+    pub digest: Digest,
+    /// The most bytes.
+    pub max_bytes: u64,
+    /// Where to keep what comes over the network.
+    pub cache: &'a Path,
+    /// How often and how long to try again.
+    pub retries: Retries,
+    /// What lets us in.
+    pub access: Access<'a>,
+}
+
+/// What lets us in where not everybody is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Access<'a> {
+    /// The folder with the keys of a credentials Secret.
+    pub credentials: Option<&'a Path>,
+    /// The cloud's metadata service may be asked for the identity of the pod.
+    pub cloud_identity: bool,
+}
+
+/// The digest that bytes must have, in lower-case hex.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Digest {
+    /// Any: it is found out.
+    #[default]
+    Any,
+    /// The one that a person gave.
+    Given(String),
+    /// The one that the first server of this revision found.
+    Locked {
+        /// The digest.
+        sha256: String,
+        /// The revision.
+        revision: String,
+    },
+}
+
+impl Digest {
+    /// The digest, if it is known.
+    pub fn hex(&self) -> Option<&str> {
+        match self {
+            Self::Any => None,
+            Self::Given(sha256) | Self::Locked { sha256, .. } => Some(sha256),
+        }
+    }
+
+    /// Refuses other bytes.
+    pub(super) fn check(&self, found: &str) -> Result<(), Failure> {
+        match self {
+            Self::Given(wanted) if wanted != found => Err(failure(
+                FailureReason::DigestMismatch,
+                &format!(
+                    "the model's SHA-256 is {found}, but {wanted} was asked for: the bytes at the source have changed, or are others"
+                ),
+            )),
+            Self::Locked { sha256, revision } if sha256 != found => Err(failure(
+                FailureReason::DigestChanged,
+                &format!(
+                    "the bytes at the source changed since revision {revision} began to serve: their SHA-256 was {sha256} and is now {found}. Bring the old bytes back; or serve the new ones by a uri of their own, by their sha256, or by another spec.model.version"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
