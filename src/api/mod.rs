@@ -89,25 +89,45 @@ pub struct ModelDeploymentSpec {
 /// Where the model's bytes come from.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(cel)]
+#[x_kube(
+    cel,
+    validation = Rule::new("!has(self.credentialsSecret) || self.uri.matches('^(https?|s3|gs|az)://')")
+        .message("credentialsSecret is for models that are fetched over the network (https://, s3://, gs://, az://): remove it, or change the uri")
+)]
 pub struct Model {
-    /// `https://HOST/PATH` or `http://HOST/PATH`; `pvc://CLAIM/PATH` or `configmap://NAME/KEY` in the same namespace;
-    /// `file:///PATH` for a model that is part of the server's image.
+    /// `https://HOST/PATH` or `http://HOST/PATH`; `s3://BUCKET/KEY`, `gs://BUCKET/KEY` or `az://CONTAINER/KEY` in an object
+    /// store; `pvc://CLAIM/PATH` or `configmap://NAME/KEY` in the same namespace; `file:///PATH` for a model that is part
+    /// of the server's image.
     #[schemars(length(max = 2048))]
     #[x_kube(
-        validation = Rule::new("self.matches('^(https?://[^/?#]+/.+|pvc://[a-z0-9][-a-z0-9.]*/.+|configmap://[a-z0-9][-a-z0-9.]*/[-._a-zA-Z0-9]+|file:///.+)$')")
-            .message("the uri must be https://HOST/PATH, http://HOST/PATH, pvc://CLAIM/PATH, configmap://NAME/KEY or file:///PATH"),
+        validation = Rule::new("self.matches('^(https?://[^/?#]+/.+|(s3|gs|az)://[a-zA-Z0-9][-._a-zA-Z0-9]*/[^/]+(/[^/]+)*|pvc://[a-z0-9][-a-z0-9.]*/.+|configmap://[a-z0-9][-a-z0-9.]*/[-._a-zA-Z0-9]+|file:///.+)$')")
+            .message("the uri must be https://HOST/PATH, http://HOST/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, pvc://CLAIM/PATH, configmap://NAME/KEY or file:///PATH"),
         validation = Rule::new("!self.matches('^[a-z]+://[^/?#]*@')")
             .message("the uri must not hold a user name or password: everyone who may read this object would see it"),
         validation = Rule::new("!self.matches('(^|/)[.][.](/|$)')").message("the uri must not contain '..'")
     )]
     pub uri: String,
     /// The SHA-256 of the model's bytes: 64 lower-case hexadecimal digits. Other bytes are refused. When absent, the
-    /// digest of what the server fetched stands in `status.stable.digest`.
+    /// first server of a revision finds the digest, it stands in `status`, and later servers of the revision refuse other
+    /// bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{64}$')")
         .message("sha256 must be 64 lower-case hexadecimal digits, as sha256sum prints them"))]
     pub sha256: Option<String>,
+    /// A word of your own for the model's bytes: another word is a new revision, which fetches the model again. For a uri
+    /// whose bytes were replaced on purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]{1,63}$')")
+        .message("version must be 1 to 63 letters, digits, '-', '_' or '.'"))]
+    pub version: Option<String>,
+    /// A Secret in the same namespace with what lets the servers in where the model is: `token`, or `username` and
+    /// `password`, for https; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and the like for s3;
+    /// GOOGLE_SERVICE_ACCOUNT_KEY for gs; AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY for az. Mounted into
+    /// the pods; the operator never reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
+        .message("credentialsSecret must be a Secret's name: a-z, 0-9, '-' and '.'"))]
+    pub credentials_secret: Option<String>,
     /// The format of the bytes.
     #[serde(default)]
     pub format: Format,
@@ -152,6 +172,12 @@ pub struct Server {
     #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,6}(s|m)$') && duration(self) >= duration('1s') && duration(self) <= duration('24h')")
         .message("loadTimeout must be a duration from 1s to 1440m such as 4m"))]
     pub load_timeout: Option<String>,
+    /// A ServiceAccount in the same namespace that the pods run as, for the identity that a cloud ties to it (IAM roles for
+    /// service accounts, workload identity). No token of the Kubernetes API is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
+        .message("serviceAccountName must be a ServiceAccount's name: a-z, 0-9, '-' and '.'"))]
+    pub service_account_name: Option<String>,
 }
 
 /// What a container asks for and may use.

@@ -32,6 +32,11 @@ pub fn network_policy(model: &str) -> String {
     format!("{model}-servers")
 }
 
+/// The name of the ConfigMap with a revision's digest.
+pub fn lock(model: &str, revision: &str) -> String {
+    format!("{model}-{revision}-lock")
+}
+
 /// The labels of everything that belongs to a model.
 pub fn model_labels(model: &str) -> BTreeMap<String, String> {
     BTreeMap::from([(MANAGED_BY.to_owned(), MANAGER.to_owned()), (MODEL.to_owned(), model.to_owned())])

@@ -40,6 +40,14 @@ pub struct ModelDeploymentStatus {
     pub scaling: Option<ScalingStatus>,
 }
 
+impl ModelDeploymentStatus {
+    /// The digest, as hex, that a revision is known to have.
+    pub fn digest_of(&self, revision: &str) -> Option<&str> {
+        let known = [&self.stable, &self.candidate].into_iter().flatten().find(|known| known.revision == revision)?;
+        Some(known.digest.as_ref()?.trim_start_matches("sha256:"))
+    }
+}
+
 /// A revision: what one pod would run.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]

@@ -32,6 +32,10 @@ fn the_specs_of_the_readme_pass() {
         json!({"model": {"uri": "https://models.example.org/digits.onnx"}}),
         json!({"model": {"uri": "pvc://models/digits/3/model.onnx", "sha256": "0".repeat(64)}}),
         json!({"model": {"uri": "configmap://digits-model/digits.onnx"}, "replicas": 3}),
+        json!({"model": {"uri": "s3://models/digits/3/model v2.onnx", "credentialsSecret": "models-s3", "version": "3"}}),
+        json!({"model": {"uri": "gs://models/m.onnx"}, "server": {"serviceAccountName": "models.reader"}}),
+        json!({"model": {"uri": "az://models/m.onnx", "credentialsSecret": "models-az"}}),
+        json!({"model": {"uri": "https://models.example.org/m.onnx", "credentialsSecret": "token"}}),
         json!({
             "model": {"uri": "http://models.ml.svc:8000/digits.onnx?version=3"},
             "server": {
@@ -72,6 +76,17 @@ fn what_is_refused_says_what_was_expected() {
         (with("model.uri", json!("pvc://claim-only")), "pvc://CLAIM/PATH"),
         (with("model.uri", json!("https://user:word@h/digits.onnx")), "user name or password"),
         (with("model.uri", json!("pvc://models/../other/m.onnx")), "must not contain '..'"),
+        (with("model.uri", json!("s3://models")), "s3://BUCKET/KEY"),
+        (with("model.uri", json!("s3://models/a//b")), "s3://BUCKET/KEY"),
+        (with("model.uri", json!("az://mo:dels/k")), "az://CONTAINER/KEY"),
+        (with("model.credentialsSecret", json!("Models")), "credentialsSecret must be a Secret's name"),
+        (with("model.credentialsSecret", json!("other/models")), "credentialsSecret must be a Secret's name"),
+        (
+            with("model", json!({"uri": "pvc://models/m.onnx", "credentialsSecret": "models"})),
+            "credentialsSecret is for models that are fetched over the network",
+        ),
+        (with("model.version", json!("a b")), "version must be 1 to 63"),
+        (with("server", json!({"serviceAccountName": "-"})), "serviceAccountName must be a ServiceAccount's name"),
         (with("model.sha256", json!("abc")), "64 lower-case hexadecimal digits"),
         (with("model.sha256", json!("A".repeat(64))), "64 lower-case hexadecimal digits"),
         (with("server.batching.maxDelay", json!("fast")), "maxDelay must be a duration"),

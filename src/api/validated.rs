@@ -28,7 +28,7 @@ pub enum InvalidSpec {
     },
     /// A uri of a scheme that is not served.
     #[error(
-        "spec.model.uri must be https://HOST/PATH, http://HOST/PATH, pvc://CLAIM/PATH, configmap://NAME/KEY or file:///PATH, but is of another form"
+        "spec.model.uri must be https://HOST/PATH, http://HOST/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, pvc://CLAIM/PATH, configmap://NAME/KEY or file:///PATH, but is of another form"
     )]
     Uri,
 }
@@ -109,6 +109,13 @@ impl RevisionSpec {
 pub enum Source {
     /// Fetched over HTTP by the server: the url.
     Http(String),
+    /// Fetched from an object store by the server.
+    Object {
+        /// Whose.
+        store: ObjectStore,
+        /// The uri.
+        uri: String,
+    },
     /// A file in a volume of the same namespace.
     Claim {
         /// The PersistentVolumeClaim.
@@ -127,6 +134,17 @@ pub enum Source {
     Image(String),
 }
 
+/// The kinds of object stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectStore {
+    /// S3, or something that speaks like it.
+    S3,
+    /// Google Cloud Storage.
+    Google,
+    /// Azure Blob Storage.
+    Azure,
+}
+
 impl Source {
     /// Parses `spec.model.uri`.
     pub fn parse(uri: &str) -> Result<Self, InvalidSpec> {
@@ -135,7 +153,11 @@ impl Source {
         if rest.split('/').any(|part| part == "..") {
             return Err(InvalidSpec::Uri);
         }
+        let object = |store| parts().map(|_| Self::Object { store, uri: uri.to_owned() });
         match scheme {
+            "s3" => object(ObjectStore::S3),
+            "gs" => object(ObjectStore::Google),
+            "az" => object(ObjectStore::Azure),
             "http" | "https" => parts().map(|_| Self::Http(uri.to_owned())),
             "pvc" => parts().map(|(name, path)| Self::Claim { name: name.to_owned(), path: path.to_owned() }),
             "configmap" => parts().map(|(name, key)| Self::ConfigMap { name: name.to_owned(), key: key.to_owned() }),
@@ -246,6 +268,7 @@ mod tests {
             ("https://example.org/m.onnx", Source::Http("https://example.org/m.onnx".into())),
             ("pvc://models/digits/3/model.onnx", claim),
             ("configmap://digits/m.onnx", config_map),
+            ("gs://models/m.onnx", Source::Object { store: ObjectStore::Google, uri: "gs://models/m.onnx".into() }),
             ("file:///models/m.onnx", Source::Image("/models/m.onnx".into())),
         ] {
             assert_eq!(Source::parse(uri).unwrap(), source);
@@ -254,7 +277,9 @@ mod tests {
 
     #[test]
     fn uris_of_other_forms_are_refused() {
-        for uri in ["", "m.onnx", "ftp://h/m", "pvc://claim", "pvc:///m", "https://host", "file://m", "pvc://c/../m"] {
+        for uri in
+            ["", "m.onnx", "ftp://h/m", "pvc://claim", "s3://b", "pvc:///m", "https://host", "file://m", "pvc://c/../m"]
+        {
             assert_eq!(Source::parse(uri), Err(InvalidSpec::Uri), "{uri}");
         }
     }
@@ -285,6 +310,9 @@ mod tests {
         assert_eq!(hash(&plain), hash(&scaled));
         assert_ne!(hash(&plain), hash(&larger));
         assert_ne!(hash(&plain), hash(&placed));
+        let mut replaced = plain.clone();
+        replaced.model.version = Some("2".into());
+        assert_ne!(hash(&plain), hash(&replaced));
         assert_ne!(hash(&plain), hash(&spec("https://h/n.onnx")));
     }
 

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, Deployment},
-        core::v1::Service,
+        core::v1::{ConfigMap, Service},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
-    jiff::Timestamp,
+    jiff::{SignedDuration, Timestamp},
 };
 use kube::runtime::controller::Action;
 
@@ -35,6 +35,9 @@ use crate::{
 
 /// Revisions whose snapshot is kept although no server runs them.
 const HISTORY: usize = 5;
+
+/// A server that is ready for longer than this and has not told its digest will not tell it.
+const MUTE: SignedDuration = SignedDuration::from_secs(30);
 
 /// A reconcile that did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -101,8 +104,7 @@ async fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Conte
         let ended: Vec<_> = seen.ended_of(revision).map(AsRef::as_ref).collect();
         let mut told: Vec<_> = pods.iter().filter_map(|pod| view.digests.get(pod.metadata.uid.as_ref()?)).collect();
         told.sort();
-        let recorded = recorded_digest(&previous, revision);
-        let digest = recorded.clone().or_else(|| told.first().map(ToString::to_string));
+        let digest = known_digest(&seen, &previous, revision).or_else(|| told.first().map(ToString::to_string));
         let other_digest = told.into_iter().find(|told| Some(*told) != digest.as_ref()).cloned();
         let facts = RevisionFacts {
             replicas: count(pods.len()),
@@ -124,11 +126,16 @@ async fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Conte
     Observed { facts: facts.collect(), previous, seen, view }
 }
 
-/// The digest, as hex, that a revision is known to have.
-fn recorded_digest(previous: &ModelDeploymentStatus, revision: &str) -> Option<String> {
-    let known =
-        [&previous.stable, &previous.candidate].into_iter().flatten().find(|known| known.revision == revision)?;
-    Some(known.digest.as_ref()?.trim_start_matches("sha256:").to_owned())
+/// The digest, as hex, that a revision is known to have: its servers' lock says it, and else the status.
+fn known_digest(seen: &Seen, previous: &ModelDeploymentStatus, revision: &str) -> Option<String> {
+    let locked = seen.locks.get(revision).and_then(|lock| render::locked(lock));
+    locked.or_else(|| previous.digest_of(revision)).map(str::to_owned)
+}
+
+/// The digest, as hex, of a revision that exists or is to be.
+fn digest(observed: &Observed, revision: &str) -> Option<String> {
+    let Observed { facts, seen, previous, .. } = observed;
+    facts.get(revision).and_then(|facts| facts.digest.clone()).or_else(|| known_digest(seen, previous, revision))
 }
 
 /// How many servers `status` says there should be: what a new operator begins with.
@@ -144,6 +151,10 @@ fn count(number: usize) -> u32 {
 struct Decided {
     rollout: rollout::Plan,
     snapshots: Snapshots,
+    /// The digests that bind the servers of a revision.
+    digests: BTreeMap<String, String>,
+    /// One server finds out what the others are bound to.
+    resolving: bool,
     /// The number of a new ControllerRevision.
     next_number: i64,
     /// Snapshots of revisions that nobody will go back to.
@@ -159,8 +170,12 @@ fn decide(model: &DesiredModel, observed: &Observed, context: &Context) -> Decid
         let ready = observed.facts.get(revision).map_or(0, |facts| facts.ready);
         (revision.clone(), Count { wanted: wanted.unwrap_or_default(), ready })
     });
-    let rollout = rollout::plan(stable, &desired, observed.view.desired, &counts.collect());
+    let resolving = is_resolving((&desired, model), observed, &context.settings);
+    let most = if resolving { 1 } else { u32::MAX };
+    let rollout = rollout::plan(stable, &desired, observed.view.desired, most, &counts.collect());
     let snapshots = Snapshots::of(&rollout, (&desired, model), &observed.seen, &context.settings);
+    let locked = snapshots.readable.iter().filter(|(_, snapshot)| snapshot.is_locked());
+    let digests = locked.filter_map(|(revision, _)| Some((revision.clone(), digest(observed, revision)?)));
     let mut unused: Vec<_> = observed
         .seen
         .revisions
@@ -171,6 +186,8 @@ fn decide(model: &DesiredModel, observed: &Observed, context: &Context) -> Decid
     unused.sort_by_key(|stored| std::cmp::Reverse(stored.revision));
     Decided {
         forgotten: unused.into_iter().skip(HISTORY).cloned().collect(),
+        digests: digests.collect(),
+        resolving,
         next_number: observed.seen.revisions.values().map(|stored| stored.revision).max().unwrap_or_default() + 1,
         snapshots,
         rollout,
@@ -198,9 +215,7 @@ impl Snapshots {
             } else if stored.is_some() && seen.deployments.contains_key(revision) {
                 snapshots.newer.push(revision.clone());
             } else if revision == desired {
-                let (spec, image) = (model.revision.clone(), settings.server_image.clone());
-                let snapshot = Snapshot { spec, image, renderer: settings.renderer };
-                snapshots.readable.insert(revision.clone(), snapshot);
+                snapshots.readable.insert(revision.clone(), new_snapshot(model, settings));
                 snapshots.replaced.extend(stored.cloned());
             }
         }
@@ -208,10 +223,30 @@ impl Snapshots {
     }
 }
 
+/// Whether the wanted revision is bound to what its first server finds, and that is not known yet. Servers that are ready and
+/// do not tell are not waited for: the model must not stay at one server because nobody can read its numbers.
+fn is_resolving((desired, model): (&str, &DesiredModel), observed: &Observed, settings: &Settings) -> bool {
+    let stored = observed.seen.revisions.get(desired);
+    let snapshot = match stored {
+        Some(stored) => render::snapshot_of(stored, settings.renderer),
+        None => Some(new_snapshot(model, settings)),
+    };
+    let now = Timestamp::now();
+    let mut ready = observed.seen.pods_of(desired).filter_map(|pod| seen::ready_since(pod));
+    snapshot.is_some_and(|snapshot| snapshot.is_locked())
+        && digest(observed, desired).is_none()
+        && !ready.any(|since| now.duration_since(since) > MUTE)
+}
+
+fn new_snapshot(model: &DesiredModel, settings: &Settings) -> Snapshot {
+    Snapshot { spec: model.revision.clone(), image: settings.server_image.clone(), renderer: settings.renderer }
+}
+
 /// The objects that there should be.
 struct Children {
     revisions: BTreeMap<String, ControllerRevision>,
     deployments: BTreeMap<String, Deployment>,
+    locks: BTreeMap<String, ConfigMap>,
     service: Service,
     budget: PodDisruptionBudget,
     /// Where the operator makes them.
@@ -222,10 +257,14 @@ fn render(model: &DesiredModel, decided: &Decided, settings: &Settings) -> Resul
     let mut children = Children {
         revisions: BTreeMap::new(),
         deployments: BTreeMap::new(),
+        locks: BTreeMap::new(),
         service: render::service(model),
         budget: render::disruption_budget(model),
         policy: settings.network.as_ref().map(|network| render::network_policy(model, network)),
     };
+    for (revision, digest) in &decided.digests {
+        children.locks.insert(revision.clone(), render::lock(model, revision, digest));
+    }
     for (revision, snapshot) in &decided.snapshots.readable {
         let replicas = decided.rollout.replicas.get(revision).copied().unwrap_or_default();
         children.deployments.insert(revision.clone(), render::deployment(model, revision, snapshot, replicas)?);
@@ -267,7 +306,7 @@ async fn apply(
     children: Children,
     context: &Context,
 ) -> Applied {
-    let Children { revisions, deployments, service, budget, policy } = children;
+    let Children { revisions, deployments, locks, service, budget, policy } = children;
     let (seen, writer) = (&observed.seen, &context.writer);
     let mut applied = Applied::default();
     for stored in &decided.snapshots.replaced {
@@ -280,6 +319,13 @@ async fn apply(
         // A snapshot keeps the number that it was made with.
         stored.revision = live.map_or(stored.revision, |live| live.revision);
         if !applied.take("the ControllerRevision", writer.apply(model, stored, live).await) {
+            return applied;
+        }
+    }
+    // Before the Deployments: a server that is started by this step is bound already.
+    for (revision, lock) in locks {
+        let live = seen.locks.get(&revision).map(AsRef::as_ref);
+        if !applied.take("the ConfigMap", writer.apply(model, lock, live).await) {
             return applied;
         }
     }
@@ -327,6 +373,15 @@ async fn prune(observed: &Observed, decided: &Decided, context: &Context) -> Res
     for revision in &decided.forgotten {
         context.writer.delete(revision.as_ref()).await?;
     }
+    let kept = |revision: &String| {
+        let stored = observed.seen.revisions.get(revision);
+        decided.snapshots.readable.contains_key(revision)
+            || stored.is_some_and(|stored| !decided.forgotten.iter().any(|forgotten| Arc::ptr_eq(forgotten, stored)))
+    };
+    // A lock goes with its revision's snapshot.
+    for (_, lock) in observed.seen.locks.iter().filter(|(revision, _)| !kept(revision)) {
+        context.writer.delete(lock.as_ref()).await?;
+    }
     Ok(())
 }
 
@@ -362,7 +417,9 @@ async fn report(
     }
     match applied.error {
         Some(error) => Err(error),
-        None if stuck::are_starting(seen.pods.iter().map(AsRef::as_ref)) => Ok(Action::requeue(LOOK_AGAIN)),
+        None if decided.resolving || stuck::are_starting(seen.pods.iter().map(AsRef::as_ref)) => {
+            Ok(Action::requeue(LOOK_AGAIN))
+        }
         // Time alone makes a problem a stall, and Events tell of a probe.
         None if facts.values().any(|facts| facts.problem.is_some() || facts.ready < facts.replicas) => {
             Ok(Action::requeue(LOOK_AT_PROBLEM))

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, Deployment},
-        core::v1::{Pod, Service},
+        core::v1::{ConfigMap, Pod, Service},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
@@ -26,6 +26,8 @@ pub struct Seen {
     pub revisions: BTreeMap<String, Arc<ControllerRevision>>,
     /// By revision.
     pub deployments: BTreeMap<String, Arc<Deployment>>,
+    /// Digest locks, by revision.
+    pub locks: BTreeMap<String, Arc<ConfigMap>>,
     /// The Service.
     pub service: Option<Arc<Service>>,
     /// The PodDisruptionBudget.
@@ -44,6 +46,7 @@ impl Seen {
         pods.retain(|pod| label(pod, names::REVISION).is_some_and(|revision| deployments.contains_key(revision)));
         Self {
             revisions: by_revision(stores.revisions.of(&model.uid)),
+            locks: by_revision(stores.locks.of(&model.uid)),
             service: stores.services.of(&model.uid).into_iter().next().map(Arc::new),
             budget: stores.budgets.of(&model.uid).into_iter().next().map(Arc::new),
             policy: stores.policies.of(&model.uid).into_iter().next().map(Arc::new),
@@ -76,6 +79,12 @@ impl Child for Deployment {
         let replicas = self.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
         DeploymentFacts { revision: revision(self), replicas: u32::try_from(replicas).unwrap_or_default() }
     }
+}
+
+impl Child for ConfigMap {
+    type Facts = ();
+
+    fn facts(&self) {}
 }
 
 impl Child for Service {

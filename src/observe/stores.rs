@@ -12,7 +12,7 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt, channel::mpsc};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment},
-    core::v1::{Pod, Service},
+    core::v1::{ConfigMap, Pod, Service},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
@@ -39,6 +39,8 @@ pub struct Stores {
     pub revisions: Index<ControllerRevision>,
     /// One for each revision.
     pub deployments: Index<Deployment>,
+    /// Digest locks of revisions.
+    pub locks: Index<ConfigMap>,
     /// One for each model.
     pub services: Index<Service>,
     /// One for each model.
@@ -54,9 +56,10 @@ impl Stores {
     pub fn watch(client: &Client, filling: &Filling, wake: &Wake, tasks: &mut JoinSet<()>) -> Self {
         let stores = Self::default();
         let mut watching = Watching { client, filling, wake, tasks };
-        let Self { revisions, deployments, services, budgets, policies, pods } = &stores;
+        let Self { revisions, deployments, locks, services, budgets, policies, pods } = &stores;
         watching.begin(revisions);
         watching.begin(deployments);
+        watching.begin(locks);
         watching.begin(services);
         watching.begin(budgets);
         watching.begin(policies);

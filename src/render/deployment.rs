@@ -6,9 +6,8 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
-            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction,
-            KeyToPath, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-            ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+            Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, PodSecurityContext, PodSpec,
+            PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -19,7 +18,12 @@ use k8s_openapi::{
 };
 use ortolan_protocol::ports;
 
-use super::{Renderer, Snapshot, metadata, scheduling::placed};
+use super::{
+    Renderer, Snapshot,
+    access::{self, MODEL_VOLUME, Mounted},
+    metadata,
+    scheduling::placed,
+};
 use crate::api::{
     ResourceAmounts, Resources, names,
     validated::{DesiredModel, InvalidSpec, Source},
@@ -27,8 +31,6 @@ use crate::api::{
 
 /// The user and group of the server's image.
 const USER: i64 = 65532;
-/// Where a volume with the model is mounted.
-const MODEL_VOLUME: &str = "/model";
 /// Where the server keeps a fetched model.
 const CACHE: &str = "/cache";
 /// Seconds for which a stopping server goes on answering while clients and kube-proxy learn that it leaves.
@@ -46,9 +48,12 @@ pub fn deployment(
     let labels = names::revision_labels(&model.name, names::DEFAULT_VARIANT, revision);
     let name = names::deployment(&model.name, names::DEFAULT_VARIANT, revision);
     let selector = LabelSelector { match_labels: Some(labels.clone()), ..LabelSelector::default() };
-    let pod = placed(pod(model, revision, snapshot)?, &snapshot.spec.scheduling, &selector);
+    let source = snapshot.spec.source()?;
+    let pod = placed(pod(model, revision, snapshot, &source), &snapshot.spec.scheduling, &selector);
+    let mut pod_labels = labels.clone();
+    pod_labels.extend(access::labels(snapshot, &source));
     Ok(Deployment {
-        metadata: metadata(model, name, labels.clone()),
+        metadata: metadata(model, name, labels),
         spec: Some(DeploymentSpec {
             replicas: i32::try_from(replicas).ok(),
             selector,
@@ -63,7 +68,7 @@ pub fn deployment(
             revision_history_limit: Some(1),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
-                    labels: Some(labels),
+                    labels: Some(pod_labels),
                     annotations: annotations(snapshot.renderer),
                     ..ObjectMeta::default()
                 }),
@@ -79,13 +84,15 @@ fn annotations(renderer: Renderer) -> Option<BTreeMap<String, String>> {
     (renderer >= Renderer::TRIAL).then(|| BTreeMap::from([("ortolan.dev/renderer".to_owned(), "trial".to_owned())]))
 }
 
-fn pod(model: &DesiredModel, revision: &str, snapshot: &Snapshot) -> Result<PodSpec, InvalidSpec> {
-    let source = snapshot.spec.source()?;
+fn pod(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: &Source) -> PodSpec {
     let cache =
         Volume { name: "cache".to_owned(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() };
+    let mounted = access::volumes(model, revision, snapshot, source);
+    let container = container(model, revision, snapshot, (source, &mounted));
     let mut volumes = vec![cache];
-    volumes.extend(model_volume(&source));
-    Ok(PodSpec {
+    volumes.extend(mounted.into_iter().map(|mounted| mounted.volume));
+    PodSpec {
+        service_account_name: snapshot.spec.server.service_account_name.clone(),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         termination_grace_period_seconds: Some(DRAIN_DELAY + DRAIN_TIMEOUT + 10),
@@ -99,29 +106,27 @@ fn pod(model: &DesiredModel, revision: &str, snapshot: &Snapshot) -> Result<PodS
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
             ..PodSecurityContext::default()
         }),
-        containers: vec![container(model, revision, snapshot, &source)],
+        containers: vec![container],
         volumes: Some(volumes),
         ..PodSpec::default()
-    })
+    }
 }
 
-fn container(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: &Source) -> Container {
+fn container(
+    model: &DesiredModel,
+    revision: &str,
+    snapshot: &Snapshot,
+    (source, mounted): (&Source, &[Mounted]),
+) -> Container {
     let port = |name: &str, port: u16| ContainerPort {
         name: Some(name.to_owned()),
         container_port: i32::from(port),
         protocol: Some("TCP".to_owned()),
         ..ContainerPort::default()
     };
-    let mount = |name: &str, path: &str, read_only| VolumeMount {
-        name: name.to_owned(),
-        mount_path: path.to_owned(),
-        read_only,
-        ..VolumeMount::default()
-    };
-    let mut mounts = vec![mount("cache", CACHE, None)];
-    if model_volume(source).is_some() {
-        mounts.push(mount("model", MODEL_VOLUME, Some(true)));
-    }
+    let cache = VolumeMount { name: "cache".to_owned(), mount_path: CACHE.to_owned(), ..VolumeMount::default() };
+    let mut mounts = vec![cache];
+    mounts.extend(mounted.iter().map(Mounted::mount));
     Container {
         name: names::CONTAINER.to_owned(),
         image: Some(snapshot.image.clone()),
@@ -147,7 +152,7 @@ fn container(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: 
 fn arguments(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: &Source) -> Vec<String> {
     let server = &snapshot.spec.server;
     let uri = match source {
-        Source::Http(url) => url.clone(),
+        Source::Http(uri) | Source::Object { uri, .. } => uri.clone(),
         Source::Image(path) => format!("file://{path}"),
         Source::Claim { path, .. } => format!("file://{MODEL_VOLUME}/{path}"),
         Source::ConfigMap { key, .. } => format!("file://{MODEL_VOLUME}/{key}"),
@@ -167,30 +172,8 @@ fn arguments(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: 
     arguments.extend(snapshot.spec.model.sha256.as_ref().map(|digest| format!("--sha256={digest}")));
     arguments.extend(server.threads.map(|threads| format!("--threads={threads}")));
     arguments.extend(server.load_timeout.as_ref().map(|timeout| format!("--load-timeout={timeout}")));
+    arguments.extend(access::arguments(snapshot, source));
     arguments
-}
-
-/// The volume in which the model lies, where it does not come over the network or with the image.
-fn model_volume(source: &Source) -> Option<Volume> {
-    let volume = Volume { name: "model".to_owned(), ..Volume::default() };
-    match source {
-        Source::Http(_) | Source::Image(_) => None,
-        Source::Claim { name, .. } => Some(Volume {
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: name.clone(),
-                read_only: Some(true),
-            }),
-            ..volume
-        }),
-        Source::ConfigMap { name, key } => Some(Volume {
-            config_map: Some(ConfigMapVolumeSource {
-                name: name.clone(),
-                items: Some(vec![KeyToPath { key: key.clone(), path: key.clone(), mode: None }]),
-                ..ConfigMapVolumeSource::default()
-            }),
-            ..volume
-        }),
-    }
 }
 
 fn probe(path: &str, period: i32, failures: i32) -> Probe {

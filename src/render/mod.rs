@@ -6,9 +6,11 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod access;
 mod controller_revision;
 mod deployment;
 mod disruption_budget;
+mod lock;
 mod network_policy;
 mod renderer;
 mod scheduling;
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use controller_revision::{controller_revision, snapshot_of};
 pub use deployment::deployment;
 pub use disruption_budget::disruption_budget;
+pub use lock::{lock, locked};
 pub use network_policy::{Clients, Network, network_policy};
 pub use renderer::Renderer;
 pub use service::{service, url};
@@ -36,6 +39,13 @@ pub struct Snapshot {
     /// The version of the rendering at the time.
     #[serde(default, skip_serializing_if = "Renderer::is_first")]
     pub renderer: Renderer,
+}
+
+impl Snapshot {
+    /// Whether the digest that the first server finds binds the others; one that a person gave needs no lock.
+    pub fn is_locked(&self) -> bool {
+        self.renderer >= Renderer::LOCKED && self.spec.model.sha256.is_none()
+    }
 }
 
 /// The metadata of a child: it goes when its ModelDeployment goes.

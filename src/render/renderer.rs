@@ -15,8 +15,10 @@ pub struct Renderer(u32);
 impl Renderer {
     /// That of snapshots which do not say.
     pub const FIRST: Self = Self(1);
+    /// Pods mount the digest lock of their revision.
+    pub const LOCKED: Self = Self(2);
     /// That of new revisions.
-    pub const NEWEST: Self = Self(1);
+    pub const NEWEST: Self = Self::LOCKED;
     /// Stands for the version after the newest one in tests of upgrades, beyond all that will ever be released. Only an
     /// operator that was told to try it knows it.
     pub const TRIAL: Self = Self(1_000_000);

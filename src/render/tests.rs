@@ -21,6 +21,12 @@ fn snapshot(model: &DesiredModel) -> Snapshot {
     Snapshot { spec: model.revision.clone(), image, renderer: Renderer::FIRST }
 }
 
+fn pod(spec: &str) -> k8s_openapi::api::core::v1::PodTemplateSpec {
+    let model = model(spec);
+    let snapshot = Snapshot { renderer: Renderer::LOCKED, ..snapshot(&model) };
+    deployment(&model, "a1b2c3d4e5", &snapshot, 1).unwrap().spec.unwrap().template
+}
+
 #[test]
 fn a_model_over_http_with_every_setting() {
     let model = model(
@@ -83,6 +89,50 @@ fn an_empty_spread_spreads_nothing() {
     let model = model("{model: {uri: 'file:///m.onnx'}, scheduling: {spread: []}}");
     let pod = deployment(&model, "a1b2c3d4e5", &snapshot(&model), 1).unwrap().spec.unwrap().template.spec.unwrap();
     assert_eq!(pod.topology_spread_constraints, None);
+}
+
+#[test]
+fn a_model_in_an_object_store_with_its_credentials() {
+    let pod = pod("model: {uri: 's3://models/digits/3/m.onnx', credentialsSecret: models-s3}").spec.unwrap();
+    insta::assert_yaml_snapshot!((&pod.volumes, &pod.containers[0].args, &pod.containers[0].volume_mounts));
+}
+
+#[test]
+fn the_identity_of_a_cloud_comes_by_a_service_account_and_never_by_its_kubernetes_token() {
+    let spec = |uri: &str| format!("{{model: {{uri: '{uri}'}}, server: {{serviceAccountName: reader}}}}");
+    for (uri, label, flag) in [
+        ("s3://models/m.onnx", false, false),
+        ("gs://models/m.onnx", false, true),
+        ("az://models/m.onnx", true, false),
+        ("pvc://models/m.onnx", false, false),
+    ] {
+        let template = pod(&spec(uri));
+        let pod = template.spec.unwrap();
+        assert_eq!(pod.service_account_name.as_deref(), Some("reader"), "{uri}");
+        assert_eq!(pod.automount_service_account_token, Some(false), "{uri}");
+        let labels = template.metadata.unwrap().labels.unwrap();
+        assert_eq!(labels.contains_key("azure.workload.identity/use"), label, "{uri}");
+        let arguments = pod.containers[0].args.clone().unwrap();
+        assert_eq!(arguments.contains(&"--cloud-identity".to_owned()), flag, "{uri}");
+    }
+}
+
+#[test]
+fn the_lock() {
+    let lock = lock(&model("model: {uri: 'file:///m.onnx'}"), "a1b2c3d4e5", &"ab".repeat(32));
+    insta::assert_yaml_snapshot!(lock);
+    assert_eq!(locked(&lock), Some(&*"ab".repeat(32)));
+}
+
+/// As ControllerRevisions hold it that were written before there was a lock.
+#[test]
+fn a_snapshot_from_before_there_was_a_lock_renders_the_pods_that_there_are() {
+    let model = model("model: {uri: 'https://h/m.onnx'}");
+    let old: Snapshot = serde_json::from_value(serde_json::json!({"spec": model.revision, "image": "i"})).unwrap();
+    let text = serde_json::to_string(&deployment(&model, "a1b2c3d4e5", &old, 1).unwrap()).unwrap();
+    assert!(!old.is_locked() && !text.contains("lock"), "{text}");
+    let given = self::model(&format!("model: {{uri: 'https://h/m.onnx', sha256: '{}'}}", "0".repeat(64)));
+    assert!(!Snapshot { renderer: Renderer::NEWEST, ..snapshot(&given) }.is_locked(), "a digest that a person gave");
 }
 
 #[test]

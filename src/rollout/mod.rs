@@ -37,16 +37,18 @@ pub struct Plan {
 }
 
 /// Plans the next step. `stable`: the revision that served last with all its servers; `desired`: the one `spec` asks
-/// for; `servers`: how many there should be in all; `seen`: the revisions that exist.
-pub fn plan(stable: Option<&str>, desired: &str, servers: u32, seen: &BTreeMap<String, Count>) -> Plan {
+/// for; `servers`: how many there should be in all; `most`: the most servers of `desired` for now (those that it has
+/// stay); `seen`: the revisions that exist.
+pub fn plan(stable: Option<&str>, desired: &str, servers: u32, most: u32, seen: &BTreeMap<String, Count>) -> Plan {
     let count = |revision: &str| seen.get(revision).copied().unwrap_or_default();
     let old = stable.filter(|stable| *stable != desired && seen.contains_key(*stable));
     let new = count(desired);
+    let most = most.max(new.wanted).min(servers);
     let mut plan = Plan::default();
     match old {
         Some(old) if new.ready < servers => {
             let surge = servers.div_ceil(4);
-            let grown = new.wanted.max(new.ready + surge).min(servers);
+            let grown = new.wanted.max(new.ready + surge).min(most);
             plan.stable = Some(old.to_owned());
             plan.candidate = Some(desired.to_owned());
             plan.replicas.insert(desired.to_owned(), grown);
@@ -58,7 +60,7 @@ pub fn plan(stable: Option<&str>, desired: &str, servers: u32, seen: &BTreeMap<S
             plan.stable = answers.then(|| desired.to_owned());
             plan.candidate = (!answers).then(|| desired.to_owned());
             plan.promoted = answers && !known;
-            plan.replicas.insert(desired.to_owned(), servers);
+            plan.replicas.insert(desired.to_owned(), most);
         }
     }
     plan.retired = retired(&plan, servers, seen);
@@ -101,7 +103,7 @@ mod tests {
     ) -> String {
         let mut transcript = String::new();
         for _ in 0..30 {
-            let plan = plan(stable.as_deref(), desired, servers, &world);
+            let plan = plan(stable.as_deref(), desired, servers, u32::MAX, &world);
             let before = world.clone();
             world.retain(|revision, _| !plan.retired.contains(revision));
             for (revision, wanted) in &plan.replicas {
@@ -171,15 +173,23 @@ mod tests {
     }
 
     #[test]
+    fn a_revision_whose_bytes_nobody_knows_yet_begins_with_one_server_and_loses_none_that_it_has() {
+        let first = |wanted| plan(None, "a", 4, 1, &seen(&[("a", wanted, 0)])).replicas["a"];
+        assert_eq!((first(0), first(1), first(3), first(9)), (1, 1, 3, 4));
+        let plan = plan(Some("a"), "b", 8, 1, &seen(&[("a", 8, 8), ("b", 1, 0)]));
+        assert_eq!((plan.replicas["a"], plan.replicas["b"]), (8, 1));
+    }
+
+    #[test]
     fn a_third_revision_replaces_a_candidate_that_does_not_start_at_once() {
-        let plan = plan(Some("a"), "c", 2, &seen(&[("a", 2, 2), ("b", 1, 0)]));
+        let plan = plan(Some("a"), "c", 2, u32::MAX, &seen(&[("a", 2, 2), ("b", 1, 0)]));
         assert_eq!(plan.retired, ["b"]);
         assert_eq!(plan.candidate.as_deref(), Some("c"));
     }
 
     #[test]
     fn a_stable_revision_that_is_gone_is_not_waited_for() {
-        let plan = plan(Some("a"), "b", 2, &seen(&[("b", 1, 1)]));
+        let plan = plan(Some("a"), "b", 2, u32::MAX, &seen(&[("b", 1, 1)]));
         assert_eq!((plan.stable.as_deref(), plan.promoted), (Some("b"), true));
     }
 
@@ -190,7 +200,7 @@ mod tests {
         ) {
             let old_ready = old_ready.min(servers);
             let new_ready = new_ready.min(new_wanted).min(servers);
-            let plan = plan(Some("a"), "b", servers, &seen(&[("a", servers, old_ready), ("b", new_wanted, new_ready)]));
+            let plan = plan(Some("a"), "b", servers, u32::MAX, &seen(&[("a", servers, old_ready), ("b", new_wanted, new_ready)]));
             let kept = |revision: &str, ready: u32| plan.replicas.get(revision).map_or(0, |wanted| ready.min(*wanted));
             let left = kept("a", old_ready) + kept("b", new_ready);
             proptest::prop_assert!(left >= servers.min(old_ready + new_ready).min(old_ready.max(new_ready)));

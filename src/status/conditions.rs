@@ -6,7 +6,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    Facts,
+    Facts, RevisionFacts,
     problems::{self, Stage},
 };
 use crate::{
@@ -121,6 +121,10 @@ fn artifact_resolved(facts: &Facts<'_>) -> Verdict {
                 "servers of revision {revision} have different models, sha256:{digest} and sha256:{other}: the bytes at the source changed. Set spec.model.sha256 to the one that is meant"
             );
             verdict("False", reason::DIGEST_CHANGED, message)
+        }
+        // What a server that was bound to the revision's digest said of other bytes.
+        Some((_, RevisionFacts { problem: Some(problem), .. })) if problem.reason == reason::DIGEST_CHANGED => {
+            verdict("False", reason::DIGEST_CHANGED, problem.message)
         }
         Some((_, target)) if target.digest.is_some() => {
             let digest = target.digest.unwrap_or_default();

@@ -99,11 +99,9 @@ pub fn derive(facts: &Facts<'_>) -> ModelDeploymentStatus {
     let Facts { model, previous, rollout, .. } = facts;
     let revision = |name: &Option<String>| {
         let revision = name.clone()?;
-        let known =
-            [&previous.stable, &previous.candidate].into_iter().flatten().find(|known| known.revision == revision);
-        let digest =
-            facts.revisions.get(&revision).and_then(|facts| facts.digest.as_ref()).map(|hex| format!("sha256:{hex}"));
-        Some(RevisionStatus { digest: digest.or_else(|| known.and_then(|known| known.digest.clone())), revision })
+        let told = facts.revisions.get(&revision).and_then(|facts| facts.digest.as_deref());
+        let digest = told.or_else(|| previous.digest_of(&revision)).map(|hex| format!("sha256:{hex}"));
+        Some(RevisionStatus { revision, digest })
     };
     let applied = facts.apply_error.is_none();
     ModelDeploymentStatus {

@@ -243,6 +243,12 @@ fn servers_of_one_revision_with_different_models_are_said() {
 }
 
 #[test]
+fn a_server_that_refuses_changed_bytes_beside_those_that_serve() {
+    let situation = Situation::serving().problem("a", "DigestChanged", Stage::Artifact, true);
+    insta::assert_snapshot!(situation.text());
+}
+
+#[test]
 fn numbers_of_servers_that_are_silent_are_taken_back() {
     let mut situation = Situation::serving();
     situation.previous = situation.status(NOW);

@@ -68,7 +68,7 @@ impl Digest {
             Self::Locked { sha256, revision } if sha256 != found => Err(failure(
                 FailureReason::DigestChanged,
                 &format!(
-                    "the bytes at the source changed since revision {revision} began to serve: their SHA-256 was {sha256} and is now {found}. Bring the old bytes back; or serve the new ones by a uri of their own, by their sha256, or by another spec.model.version"
+                    "the bytes at the source changed since revision {revision} began to serve: their SHA-256 was {sha256} and is now {found}"
                 ),
             )),
             _ => Ok(()),

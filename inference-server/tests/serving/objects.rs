@@ -145,7 +145,7 @@ async fn refusals_of_s3_name_bucket_and_key_and_never_what_was_sent() {
         ("s3://models/400.ExpiredToken", SourceForbidden, "AWS_SESSION_TOKEN"),
         ("s3://models/403.AccessDenied", SourceForbidden, "may not read object '403.AccessDenied'"),
         ("s3://models/late", SourceForbidden, "ahead of the store's"),
-        ("s3://models/elsewhere", SourceInvalid, "eu-west-1"),
+        ("s3://models/elsewhere", CredentialsInvalid, "eu-west-1"),
         ("s3://models/hop", SourceInvalid, "307"),
         ("s3://models/endless", SourceForbidden, "403"),
         ("s3://models/503.SlowDown", SourceUnreachable, "503 (SlowDown)"),

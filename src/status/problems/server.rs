@@ -28,10 +28,14 @@ const fn advice(reason: FailureReason) -> Option<&'static str> {
         }
         FailureReason::SourceNotFound => Some("Put the model there, or change spec.model.uri"),
         FailureReason::SourceForbidden => Some("Let it be read from there, or change spec.model.uri"),
+        FailureReason::CredentialsInvalid => Some("Put the Secret right that spec.model.credentialsSecret names"),
         FailureReason::ModelTooLarge => Some("Serve a smaller model"),
         FailureReason::DigestMismatch => {
             Some("Put the right file back, or set spec.model.sha256 to the one that is meant")
         }
+        FailureReason::DigestChanged => Some(
+            "Bring the old bytes back; or serve the new ones by a uri of their own, by their spec.model.sha256, or by another spec.model.version",
+        ),
         FailureReason::ModelInvalid => Some("Put a working ONNX model at spec.model.uri"),
         FailureReason::ModelUnsupported => Some("Export the model for what this server runs"),
         FailureReason::LoadTimedOut => Some(

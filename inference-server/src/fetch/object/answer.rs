@@ -140,7 +140,7 @@ impl Asked<'_> {
             "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException" => {
                 let region = refusal.region.as_deref().unwrap_or("another one than AWS_REGION says");
                 let message = format!("the region of {what} '{bucket}' is {region}: {}", self.where_to_say_where());
-                Some((FailureReason::SourceInvalid, message))
+                Some((FailureReason::CredentialsInvalid, message))
             }
             "PublicAccessNotPermitted" => forbidden(format!("{}: {}", refusal.words(), self.denied())),
             "InvalidObjectState" | "BlobArchived" => {
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_its_class_and_says_what_to_look_at() {
-        use FailureReason::{SourceForbidden, SourceInvalid, SourceNotFound, SourceUnreachable};
+        use FailureReason::{CredentialsInvalid, SourceForbidden, SourceInvalid, SourceNotFound, SourceUnreachable};
         use Identity::{Anonymous, Keys, Pod};
         for (scheme, identity, status, code, reason, words) in [
             ("s3", Keys, 404, "NoSuchBucket", SourceNotFound, "there is no bucket 'models' at store.example"),
@@ -238,7 +238,7 @@ mod tests {
             ("s3", Anonymous, 403, "AccessDenied", SourceForbidden, "spec.model.credentialsSecret"),
             ("gs", Pod, 403, "AccessDenied", SourceForbidden, "the pod's service account may not read"),
             ("az", Keys, 403, "AuthenticationFailed", SourceForbidden, "wrong or expired"),
-            ("s3", Keys, 301, "PermanentRedirect", SourceInvalid, "AWS_REGION"),
+            ("s3", Keys, 301, "PermanentRedirect", CredentialsInvalid, "AWS_REGION"),
             ("s3", Keys, 403, "InvalidObjectState", SourceInvalid, "archived"),
             ("s3", Keys, 400, "InvalidBucketName", SourceInvalid, "of the name 'models'"),
             ("s3", Keys, 418, "Teapot", SourceInvalid, "418 (Teapot)"),
@@ -259,7 +259,7 @@ mod tests {
         let elsewhere =
             Refusal { region: Some("eu-west-1".to_owned()), ..refusal(400, "AuthorizationHeaderMalformed") };
         let failure = told("s3", Identity::Keys, &elsewhere);
-        assert_eq!(failure.reason, FailureReason::SourceInvalid);
+        assert_eq!(failure.reason, FailureReason::CredentialsInvalid);
         assert!(failure.message.contains("eu-west-1"), "{}", failure.message);
     }
 }

@@ -1,0 +1,124 @@
+//! What a pod is given besides its settings: the volumes with the model, its credentials and its digest lock, and the
+//! identity that it runs as.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    ConfigMapVolumeSource, KeyToPath, PersistentVolumeClaimVolumeSource, SecretVolumeSource, Volume, VolumeMount,
+};
+
+use super::{Snapshot, lock};
+use crate::api::{
+    names,
+    validated::{DesiredModel, ObjectStore, Source},
+};
+
+/// Where a volume with the model is mounted.
+pub(super) const MODEL_VOLUME: &str = "/model";
+/// Where the keys of the credentials Secret are mounted.
+const CREDENTIALS: &str = "/credentials";
+/// Where the digest lock is mounted.
+const LOCK: &str = "/lock";
+/// Readable by the server's group alone.
+const SECRET_MODE: i32 = 0o440;
+
+/// A volume and where it is mounted, read-only.
+pub(super) struct Mounted {
+    pub volume: Volume,
+    path: &'static str,
+}
+
+impl Mounted {
+    pub fn mount(&self) -> VolumeMount {
+        VolumeMount {
+            name: self.volume.name.clone(),
+            mount_path: self.path.to_owned(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        }
+    }
+}
+
+/// The volumes that a revision's pods read from.
+pub(super) fn volumes(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: &Source) -> Vec<Mounted> {
+    let mut mounted = Vec::new();
+    mounted.extend(model_volume(source).map(|volume| Mounted { volume, path: MODEL_VOLUME }));
+    if let Some(secret) = &snapshot.spec.model.credentials_secret {
+        // All keys, each a file: a Secret that is rotated reaches the pod, and which keys there are is for the server to say.
+        let volume = Volume {
+            name: "credentials".to_owned(),
+            secret: Some(SecretVolumeSource {
+                secret_name: Some(secret.clone()),
+                default_mode: Some(SECRET_MODE),
+                ..SecretVolumeSource::default()
+            }),
+            ..Volume::default()
+        };
+        mounted.push(Mounted { volume, path: CREDENTIALS });
+    }
+    if snapshot.is_locked() {
+        let volume = Volume {
+            name: "lock".to_owned(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: names::lock(&model.name, revision),
+                // The first server starts without it.
+                optional: Some(true),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        };
+        mounted.push(Mounted { volume, path: LOCK });
+    }
+    mounted
+}
+
+/// The server's arguments about them.
+pub(super) fn arguments(snapshot: &Snapshot, source: &Source) -> Vec<String> {
+    let mut arguments = Vec::new();
+    if snapshot.spec.model.credentials_secret.is_some() {
+        arguments.push(format!("--credentials-dir={CREDENTIALS}"));
+    }
+    if snapshot.is_locked() {
+        arguments.push(format!("--lock-file={LOCK}/{}", lock::KEY));
+    }
+    let google = matches!(source, Source::Object { store: ObjectStore::Google, .. });
+    if google && snapshot.spec.server.service_account_name.is_some() {
+        // Google's identity of a pod comes from the metadata service, which is asked for nobody else.
+        arguments.push("--cloud-identity".to_owned());
+    }
+    arguments
+}
+
+/// Labels of the pods, besides those that they are selected by.
+pub(super) fn labels(snapshot: &Snapshot, source: &Source) -> BTreeMap<String, String> {
+    let azure = matches!(source, Source::Object { store: ObjectStore::Azure, .. });
+    let mut labels = BTreeMap::new();
+    if azure && snapshot.spec.server.service_account_name.is_some() {
+        // What Azure's webhook looks for before it gives a pod its token.
+        labels.insert("azure.workload.identity/use".to_owned(), "true".to_owned());
+    }
+    labels
+}
+
+/// The volume in which the model lies, where it does not come over the network or with the image.
+fn model_volume(source: &Source) -> Option<Volume> {
+    let volume = Volume { name: "model".to_owned(), ..Volume::default() };
+    match source {
+        Source::Http(_) | Source::Object { .. } | Source::Image(_) => None,
+        Source::Claim { name, .. } => Some(Volume {
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: name.clone(),
+                read_only: Some(true),
+            }),
+            ..volume
+        }),
+        Source::ConfigMap { name, key } => Some(Volume {
+            config_map: Some(ConfigMapVolumeSource {
+                name: name.clone(),
+                items: Some(vec![KeyToPath { key: key.clone(), path: key.clone(), mode: None }]),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..volume
+        }),
+    }
+}
