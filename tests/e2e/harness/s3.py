@@ -19,6 +19,7 @@ class S3:
     def __init__(self, folder: pathlib.Path):
         self.buckets = folder / "buckets"
         self.buckets.mkdir()
+        (folder / "accounts").mkdir()
         with socket.socket() as free:
             free.bind((HOST, 0))
             self.port = free.getsockname()[1]
@@ -27,6 +28,7 @@ class S3:
         self.process = subprocess.Popen(
             [
                 os.environ["VERSITYGW"], "--port", f"{HOST}:{self.port}", "--region", REGION, "--quiet",
+                "--iam-dir", str(folder / "accounts"),  # without it, unknown access keys are told otherwise than S3 does
                 "posix", "--nometa", "--disableotmp", str(self.buckets),
             ],
             env={"ROOT_ACCESS_KEY_ID": ACCESS_KEY, "ROOT_SECRET_ACCESS_KEY": SECRET_KEY, "PATH": os.environ["PATH"]},

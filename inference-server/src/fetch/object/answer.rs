@@ -88,13 +88,13 @@ impl Asked<'_> {
 
     fn of_refusal(&self, refusal: &Refusal) -> Failure {
         let Location { kind, bucket, .. } = self.location;
-        let (host, what, object) = (&refusal.host, kind.bucket(), self.location);
+        let (what, object) = (kind.bucket(), self.location);
         if let Some((reason, message)) = self.of_code(refusal) {
             return failure(reason, &message);
         }
         let answer = refusal.words();
         match refusal.status {
-            StatusCode::NOT_FOUND => failure(FailureReason::SourceNotFound, &format!("there is no {object} at {host}")),
+            StatusCode::NOT_FOUND => failure(FailureReason::SourceNotFound, &format!("{answer}: there is no {object}")),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let message = format!("{answer}: {}{}", self.denied(), refusal.clock());
                 failure(FailureReason::SourceForbidden, &message)
