@@ -3,15 +3,17 @@
 use std::{io::Write, net::SocketAddr};
 
 use anyhow::Context;
-use clap::{Parser, Subcommand, ValueEnum};
-use kube::{Client, Config, CustomResourceExt};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use kube::{Client, Config, CustomResourceExt, client::ClientBuilder};
 use ortolan::{
     api::ModelDeployment,
+    cluster::lease::{Elector, Leadership},
     controller::{self, Settings},
     metrics::Metrics,
     operations::{self, Health},
     render::{Clients, Network, Renderer},
 };
+use tokio::sync::watch;
 
 /// Serves machine-learning models on Kubernetes, driven by what is observed.
 #[derive(Debug, Parser)]
@@ -24,7 +26,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the operator.
-    Run(Run),
+    Run(Box<Run>),
     /// Prints the CustomResourceDefinition as YAML.
     Crd,
 }
@@ -46,6 +48,12 @@ struct Run {
     /// The name of this process, for Events; the pod's name in a cluster.
     #[arg(long, env = "POD_NAME")]
     instance: Option<String>,
+    /// Whether processes elect one that works while the others wait. Without it there may be only this one.
+    #[arg(long, env = "ORTOLAN_LEADER_ELECT", default_value_t = true, action = ArgAction::Set)]
+    leader_elect: bool,
+    /// The namespace of the Lease by which the leader is elected; that of --namespace unless it is given.
+    #[arg(long)]
+    lease_namespace: Option<String>,
     /// Only for tests of upgrades: renders new revisions as the next version of the operator might.
     #[arg(long, env = "ORTOLAN_TRIAL_RENDERER", hide = true)]
     trial_renderer: bool,
@@ -121,20 +129,18 @@ impl Run {
             Config::infer().await.context("no cluster: neither a kubeconfig nor a service account was found")?;
         // The client's own retries go on for up to 1000 s; a reconcile is tried again by its controller instead.
         config.default_retry = false;
-        let client = Client::try_from(config)?;
         let (metrics, health) = (Metrics::default(), Health::default());
-        let stop = tokio::sync::watch::Sender::new(false);
-        let stopped = |mut stop: tokio::sync::watch::Receiver<bool>| async move {
-            // An error means that the sender is gone, and the process with it.
-            let _ = stop.wait_for(|stop| *stop).await;
-        };
+        let (elector, leadership) = self.election(&config, &metrics, &health)?;
+        let client = ClientBuilder::try_from(config)?.with_layer(leadership.fence()).build();
+        let (stop, over) = (watch::Sender::new(false), watch::Sender::new(false));
         let app = operations::app(metrics.clone(), health.clone());
-        let operations = tokio::spawn(operations::serve(self.operations_address, app, stopped(stop.subscribe())));
+        let operations = tokio::spawn(operations::serve(self.operations_address, app, told(stop.subscribe())));
+        let election = elector.map(|elector| tokio::spawn(elect(elector, over.subscribe())));
         let renderer = if self.trial_renderer { Renderer::TRIAL } else { Renderer::NEWEST };
         let network = self.network.network();
         let settings = Settings { server_image: self.server_image, instance: self.instance, renderer, network };
-        let shutdown = Box::pin(stopped(stop.subscribe()));
-        let controller = controller::run(client, settings, (metrics, health), shutdown);
+        let shutdown = Box::pin(told(stop.subscribe()));
+        let controller = controller::run(client, settings, (metrics, health, leadership), shutdown);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "the operator runs");
         let stopping = stop.subscribe();
         let signal = tokio::spawn(async move {
@@ -144,10 +150,37 @@ impl Run {
         });
         controller.await?;
         anyhow::ensure!(*stopping.borrow(), "the watch of ModelDeployments ended by itself");
+        // Only now: whoever leads next finds nobody at work.
+        over.send_replace(true);
+        if let Some(election) = election {
+            election.await.context("the election failed")?;
+        }
         signal.await?.context("cannot listen for signals")?;
         operations.await?.context("the operations port failed")?;
         tracing::info!("the operator has stopped");
         Ok(())
+    }
+
+    /// How this process takes part in the election of the leader; no elector: it is the only one.
+    fn election(
+        &self,
+        config: &Config,
+        metrics: &Metrics,
+        health: &Health,
+    ) -> anyhow::Result<(Option<Elector>, Leadership)> {
+        if !self.leader_elect {
+            metrics.leads();
+            health.leads();
+            return Ok((None, Leadership::without_election()));
+        }
+        let namespace = self.lease_namespace.as_deref().or(self.network.namespace.as_deref()).context(
+            "no namespace is known for the Lease by which the leader is elected: give --lease-namespace (in a pod, the \
+             variable POD_NAMESPACE), or --leader-elect=false where no other operator can run",
+        )?;
+        let client = Client::try_from(config.clone())?;
+        let (elector, leadership) =
+            Elector::new(client, namespace, self.instance.as_deref(), (metrics.clone(), health.clone()));
+        Ok((Some(elector), leadership))
     }
 
     fn start_log(&self) -> anyhow::Result<()> {
@@ -159,6 +192,21 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// Takes part in the election until `over`. Who has led and does not any more ends at once: nothing that it knows and
+/// has under way is to be trusted.
+async fn elect(elector: Elector, over: watch::Receiver<bool>) {
+    if let Err(lost) = elector.run(over).await {
+        tracing::error!(error = %lost, "this process may not lead any more and ends");
+        std::process::exit(1);
+    }
+}
+
+/// Returns once it is told.
+async fn told(mut stop: watch::Receiver<bool>) {
+    // An error means that the sender is gone, and the process with it.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Returns at SIGTERM or SIGINT.

@@ -39,6 +39,7 @@ pub struct Metrics {
     decisions: Family<Direction, Counter>,
     models: Gauge,
     tick: Histogram,
+    leader: Gauge,
 }
 
 impl Default for Metrics {
@@ -63,7 +64,19 @@ impl Default for Metrics {
         registry.register("models", "ModelDeployments that the operator knows", models.clone());
         let help = "Duration of one look at the servers of a model";
         registry.register_with_unit("observation_duration", help, Unit::Seconds, tick.clone());
-        Self { registry: Arc::new(registry), reconciles, reconcile_errors, writes, scrapes, decisions, models, tick }
+        let leader = Gauge::default();
+        registry.register("leader", "1 in the process that leads, 0 in the others", leader.clone());
+        Self {
+            registry: Arc::new(registry),
+            reconciles,
+            reconcile_errors,
+            writes,
+            scrapes,
+            decisions,
+            models,
+            tick,
+            leader,
+        }
     }
 }
 
@@ -74,6 +87,11 @@ impl Metrics {
         if let Some(kind) = error {
             self.reconcile_errors.get_or_create(&Kind { kind: kind.to_owned() }).inc();
         }
+    }
+
+    /// This process leads.
+    pub fn leads(&self) {
+        self.leader.set(1);
     }
 
     /// Something was written.

@@ -15,7 +15,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("operations", &["metrics"]),
     ("observe", &["api", "scale"]),
-    ("cluster", &["api", "metrics", "status"]),
+    ("cluster", &["api", "metrics", "operations", "status"]),
     ("controller", &["api", "scale", "rollout", "render", "status", "observe", "cluster", "metrics", "operations"]),
 ];
 

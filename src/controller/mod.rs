@@ -19,7 +19,7 @@ use kube::{
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
-    cluster::writer::Writer,
+    cluster::{lease::Leadership, writer::Writer},
     metrics::Metrics,
     observe::{
         models::Watched,
@@ -45,8 +45,9 @@ const LOOK_AT_PROBLEM: Duration = Duration::from_secs(15);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The longest that reconciles under way are waited for at the end.
-const LAST_RECONCILES: Duration = Duration::from_secs(10);
+/// The longest that reconciles under way are waited for at the end. The next leader waits as long; what is cut off
+/// here it takes up like after a crash.
+const LAST_RECONCILES: Duration = Duration::from_secs(1);
 
 /// What a user of the operator sets.
 #[derive(Clone, Debug)]
@@ -71,6 +72,7 @@ pub struct Context {
     fleet: Fleet,
     metrics: Metrics,
     health: Health,
+    leadership: Leadership,
     /// A permit for each reconcile that is under way.
     under_way: Semaphore,
     started: Instant,
@@ -83,11 +85,12 @@ impl Context {
     }
 }
 
-/// Runs until `shutdown`, then ends the reconciles that are under way.
+/// Runs until `shutdown`, then ends the reconciles that are under way. A process that does not lead only keeps its caches
+/// filled, so that it can take over at once.
 pub async fn run(
     client: Client,
     settings: Settings,
-    (metrics, health): (Metrics, Health),
+    (metrics, health, leadership): (Metrics, Health, Leadership),
     shutdown: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
 ) -> Result<(), reqwest::Error> {
     let scraper = Scraper::new()?;
@@ -106,13 +109,16 @@ pub async fn run(
         fleet: Fleet::default(),
         metrics,
         health,
+        leadership: leadership.clone(),
         under_way: Semaphore::new(usize::from(CONCURRENCY)),
         started: Instant::now(),
     });
     // Who is to be reconciled comes from the watches above alone.
     let controller = Controller::for_stream(stream::pending(), models.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
-        .reconcile_on(woken);
+        .reconcile_on(woken)
+        // What changed while another process led was passed over here.
+        .reconcile_all_on(stream::once(leadership.clone().gained()));
     // kube's own graceful shutdown never ends when a cache was not filled yet, so the end is arranged here. A failed
     // reconcile was logged by on_error; an object that is gone is no error.
     let mut reconciles = pin!(controller.run(step, on_error, context.clone()).for_each(|_| async {}));
@@ -122,6 +128,7 @@ pub async fn run(
             // Decisions on half-filled caches would be about servers that are only not seen yet.
             context.filling.done().await;
             context.health.ready();
+            leadership.gained().await;
             looks::run(context, models, scraper, wake).await;
         }
     });
@@ -131,14 +138,16 @@ pub async fn run(
         _ = tasks.join_next() => {}
         () = shutdown => {}
     }
-    // Reconciles under way go on while `reconciles` is kept, and may end; whatever does not is taken up by the next
-    // operator, as after a crash.
+    // Reconciles under way go on while `reconciles` is kept, and may end.
     let _ = tokio::time::timeout(LAST_RECONCILES, context.under_way.acquire_many(u32::from(CONCURRENCY))).await;
     Ok(())
 }
 
 /// One reconcile, with its limits, its log and its metrics around it.
 async fn step(watched: Arc<Watched>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    if !context.leadership.leads() {
+        return Ok(Action::await_change());
+    }
     // Never closed: an error cannot come.
     let _permit = context.under_way.acquire().await;
     let started = Instant::now();

@@ -20,8 +20,9 @@ def test_everything_is_in_the_namespace_of_the_release():
         namespace = found["metadata"].get("namespace")
         assert namespace == (None if found["kind"] in cluster_wide else "elsewhere"), found["kind"]
         assert found["metadata"]["labels"]["app.kubernetes.io/part-of"] == "ortolan"
-    (subject,) = render().get("ClusterRoleBinding")["subjects"]
-    assert subject == {"kind": "ServiceAccount", "name": "ortolan", "namespace": "elsewhere"}
+    for kind in ["ClusterRoleBinding", "RoleBinding"]:
+        (subject,) = render().get(kind)["subjects"]
+        assert subject == {"kind": "ServiceAccount", "name": "ortolan", "namespace": "elsewhere"}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,16 @@ def test_the_service_account():
 
 
 def test_roles_can_be_left_to_others():
-    assert not {"ClusterRole", "ClusterRoleBinding"} & set(render({"rbac": {"create": False}}).kinds())
+    roles = {"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
+    assert not roles & set(render({"rbac": {"create": False}}).kinds())
+    assert roles <= set(render().kinds())
+
+
+def test_only_the_operators_own_lease_can_be_written():
+    held, made = render().get("Role")["rules"]
+    assert held == {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": ["ortolan"], "verbs": ["get", "update"]}
+    assert made == {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]}
+    assert all("leases" not in rule["resources"] for rule in render().get("ClusterRole")["rules"])
 
 
 def test_the_admission_policy_looks_at_every_way_to_name_something():
@@ -118,10 +128,25 @@ def test_the_definition_is_there_and_kept_unless_told_otherwise():
     assert default == generated
 
 
-def test_the_disruption_budget():
-    assert "PodDisruptionBudget" not in render().kinds()
-    spec = render(EVERYTHING).get("PodDisruptionBudget")["spec"]
-    assert spec["selector"] == {"matchLabels": SELECTOR} and spec["maxUnavailable"] == 0
+def test_two_replicas_on_different_nodes_replaced_one_at_a_time():
+    spec = render().get("Deployment")["spec"]
+    assert spec["replicas"] == 2
+    # A pod that is ready has its caches filled: none goes before another can take over.
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname" and spread["labelSelector"] == {"matchLabels": SELECTOR}
+    # A hard rule would leave the second pod pending where there is one node.
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert render({"replicas": 3}).get("Deployment")["spec"]["replicas"] == 3
+    assert render({"replicas": 0}).get("Deployment")["spec"]["replicas"] == 0
+
+
+def test_the_disruption_budget_holds_back_one_of_several_and_never_the_only_one():
+    spec = render().get("PodDisruptionBudget")["spec"]
+    assert spec["selector"] == {"matchLabels": SELECTOR} and spec["maxUnavailable"] == 1
+    assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    for values in [{"replicas": 1}, {"replicas": 0}, {"podDisruptionBudget": {"enabled": False}}]:
+        assert "PodDisruptionBudget" not in render(values).kinds(), values
 
 
 def test_the_network_policy_allows_what_the_operator_needs():
@@ -216,3 +241,5 @@ def test_the_notes_say_what_to_do_next():
     assert "crds.enabled is false" in notes("crds.enabled=false")
     assert "rbac.create is false" in notes("rbac.create=false")
     assert "whoever may write a ModelDeployment can have" in notes("admissionPolicy.enabled=false")
+    assert "kubectl --namespace elsewhere get lease ortolan" in default and "replicas is" not in default
+    assert "replicas is 1" in notes("replicas=1") and "replicas is 0" in notes("replicas=0")

@@ -8,7 +8,9 @@ import yaml
 from chart import CHART, HelmError, helm, nested, render
 
 REFUSED = [
-    ("replicas", 2, "additional properties 'replicas' not allowed"),
+    ("replica", 2, "additional properties 'replica' not allowed"),
+    ("replicas", -1, "at '/replicas': minimum: got -1, want 0"),
+    ("replicas", "2", "at '/replicas': got string, want integer"),
     ("image.tagg", "1", "at '/image': additional properties 'tagg' not allowed"),
     ("image.tag", 1.5, "at '/image/tag': got number, want string"),
     ("image.digest", "5555", "at '/image/digest': '5555' does not match pattern '^(sha256:"),
@@ -26,6 +28,7 @@ REFUSED = [
     ("extraEnv", [{"value": "x"}], "at '/extraEnv/0': missing property 'name'"),
     ("extraEnv", [{"name": "ORTOLAN_LOG"}], "extraEnv: ORTOLAN_LOG would have no effect; set logLevel instead."),
     ("extraEnv", [{"name": "POD_NAME"}], "extraEnv: POD_NAME is set by the chart and cannot be changed."),
+    ("extraEnv", [{"name": "ORTOLAN_LEADER_ELECT"}], "extraEnv: ORTOLAN_LEADER_ELECT is set by the chart and cannot be changed."),
     ("resources.memory", "1Gi", "at '/resources': additional properties 'memory' not allowed"),
     ("podLabels", {"app.kubernetes.io/name": "x"}, "podLabels: app.kubernetes.io/name is what the Deployment finds its pods by"),
     ("podAnnotations", {"a": True}, "at '/podAnnotations/a': got boolean, want string"),

@@ -31,7 +31,8 @@ def namespace(request):
         print(made.kubectl("describe", "modeldeployments"))
         print(made.kubectl("get", "events", "--sort-by", ".lastTimestamp"))
         try:
-            print(kubectl("--namespace", "ortolan-system", "logs", "deployment/ortolan", "--tail", "60"))
+            pods = ["--selector", "app.kubernetes.io/name=ortolan", "--prefix"]
+            print(kubectl("--namespace", "ortolan-system", "logs", *pods, "--tail", "60"))
         except KubectlError as error:
             print(f"the operator's log cannot be read: {error}")
     kubectl("delete", "namespace", name, "--wait=false")

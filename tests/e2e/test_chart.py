@@ -7,11 +7,11 @@ import shutil
 import pytest
 
 from harness.helm import CHART, HelmError, helm, installed
-from harness.kube import KubectlError, Namespace, kubectl, manifest, wait_for
+from harness.kube import KubectlError, kubectl, manifest, wait_for
 from harness.load import Load, failures
+from harness.operator import SYSTEM, operators
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SYSTEM = Namespace("ortolan-system")
 CRD = "modeldeployments.ortolan.dev"
 BODY = json.dumps({"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}]}).encode()
 WAIT = ("--wait", "--timeout", "120s")
@@ -31,16 +31,12 @@ def install_by_kubectl(*options: str) -> None:
     SYSTEM.kubectl("rollout", "status", "deployment/ortolan", "--timeout=60s", timeout=70)
 
 
-def operator() -> tuple[str, list[str]]:
-    """The uid of the operator's pod and its arguments, once there is only one."""
-
-    def pods():
-        found = SYSTEM.items("pods", "--selector", "app.kubernetes.io/name=ortolan")
-        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
-
-    wait_for("one operator", lambda: len(pods()) == 1, 30)
-    (pod,) = pods()
-    return pod["metadata"]["uid"], pod["spec"]["containers"][0]["args"]
+def operator() -> tuple[set[str], list[str]]:
+    """The uids of the operator's two pods and their arguments, once there are no others."""
+    pods = wait_for("two operators", lambda: found if len(found := operators()) == 2 else None, 30)
+    first, second = [pod["spec"]["containers"][0]["args"] for pod in pods]
+    assert first == second
+    return {pod["metadata"]["uid"] for pod in pods}, first
 
 
 def definition() -> dict:
@@ -90,7 +86,7 @@ def test_helm_takes_over_upgrades_rolls_back_and_leaves_while_a_model_serves(
         before = columns()
         helm("upgrade", "ortolan", str(next_chart(tmp_path)), "--set", "logLevel=debug", *WAIT)
         second, arguments = operator()
-        assert second != first and "--log=debug" in arguments and "--log=info" not in arguments
+        assert not second & first and "--log=debug" in arguments and "--log=info" not in arguments
         assert columns() == ["Url", *before], "an upgrade upgrades the CustomResourceDefinition"
         namespace.kubectl("scale", "modeldeployment", "digits", "--replicas=3")
         namespace.wait_served("digits")
@@ -133,5 +129,5 @@ def test_the_api_server_accepts_every_option():
     """Each field in its place: unknown ones are an error, not a warning. Nothing is written."""
     rendered = helm("template", "ortolan", str(CHART), "--values", str(ROOT / "tests" / "chart" / "everything.yaml"))
     kinds = kubectl("apply", "--dry-run=server", "--validate=strict", "--filename", "-", stdin=rendered)
-    for kind in ["deployment.apps", "networkpolicy", "poddisruptionbudget", "service/ortolan-metrics"]:
+    for kind in ["deployment.apps", "role.rbac", "networkpolicy", "poddisruptionbudget", "service/ortolan-metrics"]:
         assert kind in kinds

@@ -3,26 +3,15 @@
 import json
 import time
 
-from harness.kube import Namespace, check_operator_log, kubectl, manifest, wait_for
-
-SYSTEM = Namespace("ortolan-system")
-
-
-def operator_pod() -> dict:
-    """The operator's pod; empty while there is none."""
-    pods = SYSTEM.items("pods", "--selector", "app.kubernetes.io/name=ortolan")
-    return next((pod for pod in pods if "deletionTimestamp" not in pod["metadata"]), {})
-
-
-def ask(path: str) -> str:
-    name = operator_pod()["metadata"]["name"]
-    return kubectl("get", "--raw", f"/api/v1/namespaces/ortolan-system/pods/{name}:9090/proxy{path}")
+from harness.kube import check_operator_log, kubectl, manifest, wait_for
+from harness.operator import SYSTEM, ask, leader, operators
 
 
 def test_health_and_metrics_are_served(namespace, store, digits):
     namespace.apply(manifest("digits", store.add("one.onnx", digits)))
     namespace.wait_served("digits")
-    assert ask("/healthz") == "ok" and ask("/readyz") == "ok"
+    for pod in operators():
+        assert ask("/healthz", pod) == "ok" and ask("/readyz", pod) == "ok"
     names = [
         "ortolan_reconcile_duration_seconds_count",
         'ortolan_writes_total{kind="Deployment"}',
@@ -62,10 +51,10 @@ def test_a_killed_operator_comes_back_and_changes_nothing(namespace, store, digi
     namespace.apply(manifest("digits", store.add("one.onnx", digits), replicas=2))
     namespace.wait_served("digits")
     before = sorted(pod["metadata"]["uid"] for pod in namespace.pods("digits"))
-    old = operator_pod()["metadata"]["name"]
+    old = leader()["metadata"]["name"]
     check_operator_log()
     SYSTEM.kubectl("delete", "pod", old, "--grace-period=0", "--force")
-    wait_for("another operator", lambda: operator_pod() and operator_pod()["metadata"]["name"] != old, 30)
+    wait_for("another leader", lambda: leader() and leader()["metadata"]["name"] != old, 30)
     SYSTEM.kubectl("rollout", "status", "deployment/ortolan", "--timeout=60s", timeout=70)
     namespace.kubectl("scale", "modeldeployment", "digits", "--replicas=3")
     namespace.wait_served("digits")
@@ -74,7 +63,7 @@ def test_a_killed_operator_comes_back_and_changes_nothing(namespace, store, digi
 
 
 def test_the_operator_ends_cleanly_when_told_to():
-    name = operator_pod()["metadata"]["name"]
+    name = wait_for("a leader", leader)["metadata"]["name"]
     check_operator_log()
     started = time.monotonic()
     SYSTEM.kubectl("delete", "pod", name, timeout=60)

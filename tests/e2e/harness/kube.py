@@ -116,11 +116,14 @@ def manifest(name: str, uri: str, **spec) -> dict:
 
 
 def check_operator_log() -> None:
-    """Fails where the operator's log tells of an error, or of a call that its role does not grant."""
-    log = kubectl("--namespace", "ortolan-system", "logs", "deployment/ortolan", "--tail=-1")
-    entries = [json.loads(line) for line in log.splitlines()]
-    assert entries, "the operator logs one JSON object a line"
-    texts = [json.dumps(entry) for entry in entries]
-    # As the API server says it where a role does not grant a call: User "…" cannot patch resource "…".
-    refused = [text for text in texts if "is forbidden: User" in text or '"level": "ERROR"' in text]
-    assert not refused, "\n".join(refused)
+    """Fails where the log of one of the operator's pods tells of an error, or of a call that its role does not grant."""
+    pods = kubectl("--namespace", "ortolan-system", "get", "pods", "--selector", "app.kubernetes.io/name=ortolan", "--output", "name")
+    assert pods, "there is no operator"
+    for pod in pods.split():
+        log = kubectl("--namespace", "ortolan-system", "logs", pod, "--tail=-1")
+        entries = [json.loads(line) for line in log.splitlines()]
+        assert entries, "the operator logs one JSON object a line"
+        texts = [json.dumps(entry) for entry in entries]
+        # As the API server says it where a role does not grant a call: User "…" cannot patch resource "…".
+        refused = [text for text in texts if "is forbidden: User" in text or '"level": "ERROR"' in text]
+        assert not refused, "\n".join(refused)
