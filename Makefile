@@ -57,6 +57,7 @@ images: setup ## Container images, and their sizes
 generate: ## Writes generated files anew
 	cargo run --quiet --package ortolan -- crd > crds/ortolan.dev_modeldeployments.yaml
 	cp crds/ortolan.dev_*.yaml charts/ortolan/files/crds/
+	cp dashboards/*.json charts/ortolan/files/dashboards/
 	tools/chart-readme
 	tools/deploy > deploy/ortolan.yaml
 

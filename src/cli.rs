@@ -4,7 +4,7 @@ use std::{io::Write, net::SocketAddr};
 
 use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use kube::{Client, Config, CustomResourceExt, client::ClientBuilder};
+use kube::{Config, CustomResourceExt, client::ClientBuilder};
 use ortolan::{
     api::ModelDeployment,
     cluster::lease::{Elector, Leadership},
@@ -131,7 +131,8 @@ impl Run {
         config.default_retry = false;
         let (metrics, health) = (Metrics::default(), Health::default());
         let (elector, leadership) = self.election(&config, &metrics, &health)?;
-        let client = ClientBuilder::try_from(config)?.with_layer(leadership.fence()).build();
+        // The fence is the last thing that a request passes of these.
+        let client = ClientBuilder::try_from(config)?.with_layer(leadership.fence()).with_layer(metrics.api()).build();
         let (stop, over) = (watch::Sender::new(false), watch::Sender::new(false));
         let app = operations::app(metrics.clone(), health.clone());
         let operations = tokio::spawn(operations::serve(self.operations_address, app, told(stop.subscribe())));
@@ -177,7 +178,7 @@ impl Run {
             "no namespace is known for the Lease by which the leader is elected: give --lease-namespace (in a pod, the \
              variable POD_NAMESPACE), or --leader-elect=false where no other operator can run",
         )?;
-        let client = Client::try_from(config.clone())?;
+        let client = ClientBuilder::try_from(config.clone())?.with_layer(metrics.api()).build();
         let (elector, leadership) =
             Elector::new(client, namespace, self.instance.as_deref(), (metrics.clone(), health.clone()));
         Ok((Some(elector), leadership))

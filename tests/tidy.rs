@@ -14,7 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("status", &["api", "scale", "rollout", "render"]),
     ("metrics", &[]),
     ("operations", &["metrics"]),
-    ("observe", &["api", "scale"]),
+    ("observe", &["api", "metrics", "scale"]),
     ("cluster", &["api", "metrics", "operations", "status"]),
     ("controller", &["api", "scale", "rollout", "render", "status", "observe", "cluster", "metrics", "operations"]),
 ];

@@ -67,7 +67,6 @@ pub async fn run(context: Arc<Context>, models: Store<Watched>, scraper: Scraper
                     under_way.push(looker.look(model, keep));
                 }
                 context.fleet.retain(|uid| agenda.knows(uid));
-                context.metrics.models(known.len());
                 context.health.beat();
             }
             Some(ended) = under_way.next() => agenda.looked(&ended, context.clock()),
@@ -237,15 +236,16 @@ impl Looker<'_> {
         let lane = if self.context.fleet.is_silent(&subject.uid, &pod.uid) { &self.silent } else { &self.prompt };
         // Never closed: an error cannot come.
         let _permit = lane.acquire().await;
+        let started = Instant::now();
         match self.scraper.stats(address, keep).await {
             Ok(stats) => {
-                self.context.metrics.scraped("ok");
+                self.context.metrics.scraped("ok", started.elapsed().as_secs_f64());
                 Answer::Told(Box::new(stats))
             }
             Err(error) => {
                 // A server that starts does not listen yet; that is no outcome worth counting.
                 if pod.ready {
-                    self.context.metrics.scraped(error.kind());
+                    self.context.metrics.scraped(error.kind(), started.elapsed().as_secs_f64());
                     tracing::debug!(pod = &*pod.uid, %error, "a server does not tell its numbers");
                 }
                 Answer::Silence

@@ -5,7 +5,7 @@ mod looks;
 mod reconcile;
 
 use std::{
-    future::Future,
+    future::{Future, ready},
     pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant},
@@ -14,15 +14,19 @@ use std::{
 use futures::{StreamExt, stream};
 use kube::{
     Client, Resource, ResourceExt,
-    runtime::{Config, Controller, controller::Action},
+    runtime::{
+        Config, Controller,
+        controller::{Action, Error as ControllerError},
+        reflector::Store,
+    },
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
     cluster::{lease::Leadership, writer::Writer},
-    metrics::Metrics,
+    metrics::{Metrics, ModelSample},
     observe::{
-        models::Watched,
+        models::{Shown, Watched},
         scrape::Scraper,
         stores::{self, Filling, Stores, Wake},
     },
@@ -98,8 +102,10 @@ pub async fn run(
     let (wake, woken) = Wake::channel();
     // Watches and looks run beside the reconciles; all end with this function.
     let mut tasks = JoinSet::new();
-    let models = stores::watch_models(&client, &filling, &wake, &mut tasks);
-    let stores = Stores::watch(&client, &filling, &wake, &mut tasks);
+    let models = stores::watch_models(&client, &filling, (&wake, &metrics), &mut tasks);
+    let stores = Stores::watch(&client, &filling, (&wake, &metrics), &mut tasks);
+    tell_sizes(&metrics, &models, &stores);
+    let queue = metrics.queue().clone();
     let context = Arc::new(Context {
         client: client.clone(),
         writer: Writer::new(client.clone(), settings.instance.clone(), metrics.clone()),
@@ -116,12 +122,19 @@ pub async fn run(
     // Who is to be reconciled comes from the watches above alone.
     let controller = Controller::for_stream(stream::pending(), models.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
-        .reconcile_on(woken)
+        .reconcile_on(
+            woken.inspect(move |woken| queue.asked(woken.namespace.as_deref().unwrap_or_default(), &woken.name)),
+        )
         // What changed while another process led was passed over here.
         .reconcile_all_on(stream::once(leadership.clone().gained()));
     // kube's own graceful shutdown never ends when a cache was not filled yet, so the end is arranged here. A failed
     // reconcile was logged by on_error; an object that is gone is no error.
-    let mut reconciles = pin!(controller.run(step, on_error, context.clone()).for_each(|_| async {}));
+    let mut reconciles = pin!(controller.run(step, on_error, context.clone()).for_each(|result| {
+        if let Err(ControllerError::ObjectNotFound(gone)) = result {
+            context.metrics.queue().forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
+        }
+        ready(())
+    }));
     tasks.spawn({
         let context = context.clone();
         async move {
@@ -143,13 +156,39 @@ pub async fn run(
     Ok(())
 }
 
+/// Has the metrics tell what is in the caches.
+fn tell_sizes(metrics: &Metrics, models: &Store<Watched>, stores: &Stores) {
+    let Stores { revisions, deployments, locks, services, budgets, policies, pods } = stores.clone();
+    metrics.watch_cache("ControllerRevision", move || revisions.size().0);
+    metrics.watch_cache("Deployment", move || deployments.size().0);
+    metrics.watch_cache("ConfigMap", move || locks.size().0);
+    metrics.watch_cache("Service", move || services.size().0);
+    metrics.watch_cache("PodDisruptionBudget", move || budgets.size().0);
+    metrics.watch_cache("NetworkPolicy", move || policies.size().0);
+    metrics.watch_cache("Pod", move || pods.size().0);
+    let known = models.clone();
+    metrics.watch_cache("ModelDeployment", move || known.len());
+    let models = models.clone();
+    metrics.watch_models(move || models.state().iter().map(|model| sample(model)).collect());
+}
+
+fn sample(model: &Watched) -> ModelSample {
+    let Shown { ready, stalled, limited, replicas, desired } = model.shown();
+    let (namespace, name) = (model.namespace().unwrap_or_default(), model.name_any());
+    ModelSample { namespace, name, ready, stalled, limited, replicas, desired }
+}
+
 /// One reconcile, with its limits, its log and its metrics around it.
 async fn step(watched: Arc<Watched>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let (namespace, name) = (watched.namespace().unwrap_or_default(), watched.name_any());
     if !context.leadership.leads() {
+        context.metrics.queue().forget(&namespace, &name);
         return Ok(Action::await_change());
     }
     // Never closed: an error cannot come.
     let _permit = context.under_way.acquire().await;
+    context.metrics.queue().begins(&namespace, &name);
+    context.metrics.reconcile_begins();
     let started = Instant::now();
     let result = if watched.meta().deletion_timestamp.is_some() {
         // Being deleted: the children go by their owner references.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use super::packed::{Packed, Packer};
 use crate::api::{
     ModelDeployment,
-    conditions::STALLED,
+    conditions::{READY, SCALING_LIMITED, STALLED},
     validated::{DesiredModel, ScalingGoal},
 };
 
@@ -29,6 +29,37 @@ pub struct Watched {
     packed: Result<Packed, String>,
     /// What is looked at every second; `None` where the object does not say what it must.
     subject: Option<Subject>,
+    shown: Shown,
+}
+
+/// What the operator's metrics tell of a model: what its status says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Condition `Ready`.
+    pub ready: bool,
+    /// Condition `Stalled`.
+    pub stalled: bool,
+    /// Condition `ScalingLimited`.
+    pub limited: bool,
+    /// Servers that exist.
+    pub replicas: u32,
+    /// Servers that there should be.
+    pub desired: u32,
+}
+
+impl Shown {
+    fn of(object: &ModelDeployment) -> Self {
+        let Some(status) = &object.status else { return Self::default() };
+        let holds =
+            |type_| status.conditions.iter().any(|condition| condition.type_ == type_ && condition.status == "True");
+        Self {
+            ready: holds(READY),
+            stalled: holds(STALLED),
+            limited: holds(SCALING_LIMITED),
+            replicas: status.replicas,
+            desired: status.scaling.as_ref().map_or(status.replicas, |scaling| scaling.desired),
+        }
+    }
 }
 
 /// What a look needs to know of a model.
@@ -72,6 +103,11 @@ impl Watched {
     pub fn subject(&self) -> Option<&Subject> {
         self.subject.as_ref()
     }
+
+    /// What the operator's metrics tell of it.
+    pub fn shown(&self) -> Shown {
+        self.shown
+    }
 }
 
 impl From<ModelDeployment> for Watched {
@@ -81,6 +117,7 @@ impl From<ModelDeployment> for Watched {
         Self {
             meta: short(&object.metadata),
             subject: Subject::of(&object),
+            shown: Shown::of(&object),
             packed: PACKER.pack(&object).map_err(|error| error.to_string()),
         }
     }
@@ -90,7 +127,12 @@ impl<'de> Deserialize<'de> for Watched {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(match DeserializeGuard::<ModelDeployment>::deserialize(deserializer)?.0 {
             Ok(object) => object.into(),
-            Err(invalid) => Self { meta: short(&invalid.metadata), packed: Err(invalid.error), subject: None },
+            Err(invalid) => Self {
+                meta: short(&invalid.metadata),
+                packed: Err(invalid.error),
+                subject: None,
+                shown: Shown::default(),
+            },
         })
     }
 }
@@ -165,6 +207,7 @@ mod tests {
         let subject = watched.subject().unwrap();
         assert_eq!((subject.previous, subject.hopeless.as_deref()), (Some(3), Some("b")));
         assert_eq!(watched.meta().resource_version.as_deref(), Some("7"));
+        assert_eq!(watched.shown(), Shown { stalled: true, replicas: 1, desired: 3, ..Shown::default() });
     }
 
     #[test]

@@ -17,7 +17,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     runtime::{
         WatchStreamExt, reflector,
         reflector::{ObjectRef, Store},
@@ -30,7 +30,7 @@ use super::{
     index::{Child, Index},
     models::Watched,
 };
-use crate::api::names;
+use crate::{api::names, metrics::Metrics};
 
 /// The caches of what the operator makes.
 #[derive(Clone, Debug, Default)]
@@ -53,9 +53,14 @@ pub struct Stores {
 
 impl Stores {
     /// Fills the caches for as long as `tasks` live, and wakes the models whose children change.
-    pub fn watch(client: &Client, filling: &Filling, wake: &Wake, tasks: &mut JoinSet<()>) -> Self {
+    pub fn watch(
+        client: &Client,
+        filling: &Filling,
+        (wake, metrics): (&Wake, &Metrics),
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
         let stores = Self::default();
-        let mut watching = Watching { client, filling, wake, tasks };
+        let mut watching = Watching { client, filling, wake, metrics, tasks };
         let Self { revisions, deployments, locks, services, budgets, policies, pods } = &stores;
         watching.begin(revisions);
         watching.begin(deployments);
@@ -99,6 +104,7 @@ struct Watching<'a> {
     client: &'a Client,
     filling: &'a Filling,
     wake: &'a Wake,
+    metrics: &'a Metrics,
     tasks: &'a mut JoinSet<()>,
 }
 
@@ -106,13 +112,14 @@ impl Watching<'_> {
     /// Watches what carries our labels.
     fn begin<K: Child>(&mut self, index: &Index<K>) {
         let (index, filling, wake) = (index.clone(), self.filling.clone(), self.wake.clone());
+        let metrics = self.metrics.clone();
         let ours = watcher::Config::default().labels(&format!("{}={}", names::MANAGED_BY, names::MANAGER));
         let mut events = watcher(Api::<K>::all(self.client.clone()), ours).default_backoff().boxed();
         filling.one_more();
         self.tasks.spawn(async move {
             let mut filled = false;
             while let Some(event) = events.next().await {
-                let Some(event) = heard(event) else { continue };
+                let Some(event) = heard(event, &K::kind(&()), &metrics) else { continue };
                 let done = matches!(event, watcher::Event::InitDone);
                 let concerned = index.take(event);
                 if filled {
@@ -129,9 +136,14 @@ impl Watching<'_> {
 }
 
 /// Fills the cache of ModelDeployments for as long as `tasks` live, and wakes those that change.
-pub fn watch_models(client: &Client, filling: &Filling, wake: &Wake, tasks: &mut JoinSet<()>) -> Store<Watched> {
+pub fn watch_models(
+    client: &Client,
+    filling: &Filling,
+    (wake, metrics): (&Wake, &Metrics),
+    tasks: &mut JoinSet<()>,
+) -> Store<Watched> {
     let (reader, writer) = reflector::store();
-    let (filling, wake) = (filling.clone(), wake.clone());
+    let (filling, wake, metrics) = (filling.clone(), wake.clone(), metrics.clone());
     filling.one_more();
     let models = Api::<Watched>::all(client.clone());
     let mut events = watcher(models, watcher::Config::default()).default_backoff().reflect(writer).boxed();
@@ -139,7 +151,7 @@ pub fn watch_models(client: &Client, filling: &Filling, wake: &Wake, tasks: &mut
         let mut filled = false;
         while let Some(event) = events.next().await {
             use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
-            match heard(event) {
+            match heard(event, &Watched::kind(&()), &metrics) {
                 Some(InitDone) if !filled => {
                     filled = true;
                     filling.one_less();
@@ -173,10 +185,15 @@ impl Wake {
 }
 
 /// A watch that failed goes on by itself, from a new list if need be.
-fn heard<K>(event: Result<watcher::Event<K>, watcher::Error>) -> Option<watcher::Event<K>> {
+fn heard<K>(
+    event: Result<watcher::Event<K>, watcher::Error>,
+    kind: &str,
+    metrics: &Metrics,
+) -> Option<watcher::Event<K>> {
     event
         .inspect_err(|error| {
-            tracing::warn!(error = error as &dyn std::error::Error, "a watch failed and is begun anew");
+            metrics.watch_failed(kind);
+            tracing::warn!(kind, error = error as &dyn std::error::Error, "a watch failed and is begun anew");
         })
         .ok()
 }

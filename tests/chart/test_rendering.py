@@ -1,5 +1,7 @@
 """What each value does to what is rendered."""
 
+import json
+
 import pytest
 import yaml
 
@@ -188,7 +190,7 @@ def test_the_metrics_service():
 
 
 MONITOR = {"enabled": True, "labels": {"release": "prometheus"}, "interval": "15s", "scrapeTimeout": "5s"}
-ENDPOINT = {"port": "operations", "path": "/metrics", "interval": "15s", "scrapeTimeout": "5s"}
+ENDPOINT = {"port": "operations", "path": "/metrics", "honorLabels": True, "interval": "15s", "scrapeTimeout": "5s"}
 
 
 def test_a_service_monitor_finds_the_service_it_brings_along():
@@ -207,6 +209,28 @@ def test_a_pod_monitor_finds_the_pod():
     assert monitor["spec"]["selector"]["matchLabels"].items() <= rendered.pod()["metadata"]["labels"].items()
     assert monitor["spec"]["podMetricsEndpoints"] == [ENDPOINT]
     assert {"Service", "ServiceMonitor"}.isdisjoint(rendered.kinds())
+
+
+def test_model_servers_are_found_wherever_they_are():
+    monitor = render({"metrics": {"models": MONITOR}}).get("PodMonitor", "ortolan-models")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["namespaceSelector"] == {"any": True}
+    assert monitor["spec"]["selector"] == {"matchExpressions": [{"key": "ortolan.dev/model", "operator": "Exists"}]}
+    assert monitor["spec"]["podMetricsEndpoints"] == [ENDPOINT]
+
+
+def test_alerts_and_dashboards_are_the_files_of_the_repository():
+    metrics = {"prometheusRule": {"enabled": True, "labels": {"role": "alerts"}}, "dashboards": {"enabled": True, "annotations": {"a": "b"}}}
+    rendered = render({"metrics": metrics})
+    rule = rendered.get("PrometheusRule")
+    assert rule["metadata"]["labels"]["role"] == "alerts"
+    assert rule["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+    dashboards = rendered.get("ConfigMap", "ortolan-dashboards")
+    assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert dashboards["metadata"]["annotations"] == {"a": "b"}
+    files = {path.name: json.loads(path.read_text()) for path in (ROOT / "dashboards").glob("*.json")}
+    assert {name: json.loads(text) for name, text in dashboards["data"].items()} == files
+    assert not {"PrometheusRule", "ConfigMap"} & set(render().kinds())
 
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["default", "everything"])

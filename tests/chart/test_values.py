@@ -40,6 +40,7 @@ REFUSED = [
     ("networkPolicy.from", [{"pods": {}}], "additional properties 'pods' not allowed"),
     ("metrics.serviceMonitor.interval", "30", "at '/metrics/serviceMonitor/interval': '30' does not match pattern"),
     ("metrics.podMonitor.labels", {"app.kubernetes.io/name": "x"}, "metrics.podMonitor.labels: app.kubernetes.io/name is set by the chart"),
+    ("metrics.dashboards.labels", {"app.kubernetes.io/name": "x"}, "metrics.dashboards.labels: app.kubernetes.io/name is set by the chart"),
     (
         "metrics",
         {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}},
@@ -76,7 +77,7 @@ def test_schema_and_values_name_the_same():
         return set().union(*(of_schema(inner, f"{path}.{name}") for name, inner in part["properties"].items()))
 
     def of_values(part: object, path: str = "") -> set[str]:
-        if not isinstance(part, dict) or not part or path == ".resources":
+        if not isinstance(part, dict) or not part or path in (".resources", ".metrics.dashboards.labels"):
             return {path}
         return set().union(*(of_values(inner, f"{path}.{name}") for name, inner in part.items()))
 

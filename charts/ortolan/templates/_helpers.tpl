@@ -24,10 +24,11 @@ app.kubernetes.io/name: ortolan
 {{- end -}}
 {{- end }}
 
-{{/* What ServiceMonitor and PodMonitor say about an endpoint; takes one of the two. */}}
+{{/* What monitors say about an endpoint; takes one of them. The labels of a model are its own: honorLabels. */}}
 {{- define "ortolan.endpoint" -}}
 - port: operations
   path: /metrics
+  honorLabels: true
   {{- with .interval }}
   interval: {{ . }}
   {{- end }}

@@ -409,9 +409,27 @@ async fn the_operations_port_tells_how_it_goes_and_nothing_else() {
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
+    for name in named_in_dashboards_and_alerts() {
+        let sample = metrics.lines().any(|line| line.split(['{', ' ']).next() == Some(&name));
+        assert!(sample, "a dashboard or an alert names {name}, which is not in {metrics}");
+    }
     for path in ["/v2", "/v2/models/add", "/"] {
         assert_eq!(program.ops(path).await.0, StatusCode::NOT_FOUND, "{path}");
     }
+}
+
+/// The metrics of servers that the repository's dashboards and alerts name.
+fn named_in_dashboards_and_alerts() -> Vec<String> {
+    let mut names = Vec::new();
+    for path in
+        ["dashboards/ortolan-operator.json", "dashboards/ortolan-models.json", "charts/ortolan/files/alerts.yaml"]
+    {
+        let text = std::fs::read_to_string(format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        names.extend(words.filter(|word| word.starts_with("ortolan_server_")).map(str::to_owned));
+    }
+    assert!(names.len() > 10, "{names:?}");
+    names
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
