@@ -12,8 +12,10 @@ use ortolan::{
     metrics::Metrics,
     operations::{self, Health},
     render::{Clients, Network, Renderer},
+    traces::{self, Traces},
 };
 use tokio::sync::watch;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Serves machine-learning models on Kubernetes, driven by what is observed.
 #[derive(Debug, Parser)]
@@ -121,10 +123,10 @@ fn print_crd() -> anyhow::Result<()> {
 
 impl Run {
     async fn execute(self) -> anyhow::Result<()> {
-        self.start_log()?;
         rustls::crypto::ring::default_provider()
             .install_default()
             .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
+        let traces = self.start_log()?;
         let mut config =
             Config::infer().await.context("no cluster: neither a kubeconfig nor a service account was found")?;
         // The client's own retries go on for up to 1000 s; a reconcile is tried again by its controller instead.
@@ -158,6 +160,9 @@ impl Run {
         }
         signal.await?.context("cannot listen for signals")?;
         operations.await?.context("the operations port failed")?;
+        if let Some(traces) = traces {
+            tokio::task::spawn_blocking(|| traces.end()).await?;
+        }
         tracing::info!("the operator has stopped");
         Ok(())
     }
@@ -184,14 +189,22 @@ impl Run {
         Ok((Some(elector), leadership))
     }
 
-    fn start_log(&self) -> anyhow::Result<()> {
-        let filter = tracing_subscriber::EnvFilter::try_new(&self.log).context("the log filter cannot be read")?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        match self.log_format {
-            LogFormat::Json => log.json().flatten_event(true).init(),
-            LogFormat::Text => log.init(),
+    /// Starts the log, and the traces if somebody wants them.
+    fn start_log(&self) -> anyhow::Result<Option<Traces>> {
+        let filter = EnvFilter::try_new(&self.log).context("the log filter cannot be read")?;
+        let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let log = match self.log_format {
+            LogFormat::Json => log.json().flatten_event(true).boxed(),
+            LogFormat::Text => log.boxed(),
+        };
+        if !traces::wanted() {
+            tracing_subscriber::registry().with(log).with(filter).init();
+            return Ok(None);
         }
-        Ok(())
+        let traces = Traces::to(None, self.instance.as_deref())
+            .context("traces cannot be sent: check OTEL_EXPORTER_OTLP_ENDPOINT")?;
+        tracing_subscriber::registry().with(log.with_filter(filter)).with(traces.layer()).init();
+        Ok(Some(traces))
     }
 }
 

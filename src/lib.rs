@@ -14,3 +14,4 @@ pub mod render;
 pub mod rollout;
 pub mod scale;
 pub mod status;
+pub mod traces;

@@ -12,11 +12,15 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("rollout", &["api"]),
     ("render", &["api"]),
     ("status", &["api", "scale", "rollout", "render"]),
-    ("metrics", &[]),
+    ("traces", &["trace_span"]),
+    ("metrics", &["trace_span"]),
     ("operations", &["metrics"]),
     ("observe", &["api", "metrics", "scale"]),
     ("cluster", &["api", "metrics", "operations", "status"]),
-    ("controller", &["api", "scale", "rollout", "render", "status", "observe", "cluster", "metrics", "operations"]),
+    (
+        "controller",
+        &["api", "scale", "rollout", "render", "status", "observe", "cluster", "metrics", "operations", "trace_span"],
+    ),
 ];
 
 /// Rooms without clock, client or runtime.

@@ -21,6 +21,7 @@ use kube::{
     },
 };
 use tokio::{sync::Semaphore, task::JoinSet};
+use tracing::{Instrument, field::Empty};
 
 use crate::{
     cluster::{lease::Leadership, writer::Writer},
@@ -189,6 +190,17 @@ async fn step(watched: Arc<Watched>, context: Arc<Context>) -> Result<Action, Re
     let _permit = context.under_way.acquire().await;
     context.metrics.queue().begins(&namespace, &name);
     context.metrics.reconcile_begins();
+    let span = crate::trace_span!("reconcile", namespace, name, error = Empty, otel.status_code = Empty);
+    let result = Box::pin(timed(&watched, &context)).instrument(span.clone()).await;
+    if let Err(error) = &result {
+        span.record("error", error.kind());
+        span.record("otel.status_code", "ERROR");
+    }
+    result
+}
+
+/// One reconcile, with its limit of time, measured.
+async fn timed(watched: &Watched, context: &Context) -> Result<Action, ReconcileError> {
     let started = Instant::now();
     let result = if watched.meta().deletion_timestamp.is_some() {
         // Being deleted: the children go by their owner references.
@@ -198,7 +210,7 @@ async fn step(watched: Arc<Watched>, context: Arc<Context>) -> Result<Action, Re
         match watched.object() {
             Err(invalid) => Err(ReconcileError::Unreadable(invalid)),
             Ok(object) => {
-                let reconciled = tokio::time::timeout(TIMEOUT, Box::pin(reconcile(&object, &context))).await;
+                let reconciled = tokio::time::timeout(TIMEOUT, Box::pin(reconcile(&object, context))).await;
                 reconciled.unwrap_or_else(|_| Err(ReconcileError::TimedOut(TIMEOUT.as_secs())))
             }
         }

@@ -12,6 +12,7 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp},
 };
 use kube::runtime::controller::Action;
+use tracing::Instrument;
 
 use super::{Context, LOOK_AGAIN, LOOK_AT_PROBLEM, RESYNC, RETRY, Settings, fleet::View, jitter};
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
         events::{self, Note},
         problems::{self, Sight},
     },
+    trace_span,
 };
 
 /// Revisions whose snapshot is kept although no server runs them.
@@ -74,13 +76,13 @@ pub async fn reconcile(object: &ModelDeployment, context: &Context) -> Result<Ac
         Ok(model) => model,
         Err(problem) => return report_invalid(object, context, &problem).await,
     };
-    let observed = observe(&model, object, context).await;
-    let decided = decide(&model, &observed, context);
-    let applied = match render(&model, &decided, &context.settings) {
-        Ok(children) => apply(&model, &observed, &decided, children, context).await,
+    let observed = observe(&model, object, context).instrument(trace_span!("observe")).await;
+    let decided = trace_span!("decide").in_scope(|| decide(&model, &observed, context));
+    let applied = match trace_span!("render").in_scope(|| render(&model, &decided, &context.settings)) {
+        Ok(children) => apply(&model, &observed, &decided, children, context).instrument(trace_span!("apply")).await,
         Err(error) => Applied { error: Some(error), ..Applied::default() },
     };
-    report(&model, object, &observed, (decided, applied), context).await
+    report(&model, object, &observed, (decided, applied), context).instrument(trace_span!("report")).await
 }
 
 /// What is there.

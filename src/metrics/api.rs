@@ -21,6 +21,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use tower::{Layer, Service};
+use tracing::{Instrument, Span, field::Empty};
+
+use crate::trace_span;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Call {
@@ -77,6 +80,14 @@ impl Call {
         };
         Self { verb, resource }
     }
+
+    /// The span of a request that a reconcile makes. Watches and the election go on for ever and are no part of a trace.
+    fn span(&self) -> Span {
+        if Span::current().is_none() {
+            return Span::none();
+        }
+        trace_span!("request", verb = self.verb, resource = self.resource, otel.kind = "client", code = Empty)
+    }
 }
 
 /// The resource of a path with its subresource, and whether the path names one object.
@@ -127,14 +138,17 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (call, metrics, started) = (Call::of(&request), self.metrics.clone(), Instant::now());
+        let span = call.span();
         let sending = self.inner.call(request);
-        Box::pin(async move {
+        let sent = async move {
             let result = sending.await;
             let code =
                 result.as_ref().map_or_else(|_| "error".to_owned(), |answer| answer.status().as_str().to_owned());
+            Span::current().record("code", &*code);
             metrics.ended(call, code, started.elapsed().as_secs_f64());
             result
-        })
+        };
+        Box::pin(sent.instrument(span))
     }
 }
 
