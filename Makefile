@@ -23,7 +23,7 @@ demo-down: ## Takes the demo away again
 	@demo/down
 
 .PHONY: test
-test: check chart-test docker-test cluster-test e2e ## Everything that proves the project
+test: check chart-test docker-test cluster-test scale-test e2e ## Everything that proves the project
 
 .PHONY: check
 check: setup ## Format, lints, licences, generated files, unit tests
@@ -44,6 +44,14 @@ docker-test: setup ## The images with a real Docker engine
 .PHONY: cluster-test
 cluster-test: setup ## The test cluster keeps its promises
 	tests/cluster/selftest
+
+.PHONY: scale-test
+scale-test: setup ## Some hundred models on one operator: counts of calls, writes and bytes
+	tests/scale/run
+
+.PHONY: bench
+bench: setup ## Ten thousand models on one operator, about half an hour; the table goes into docs/performance.md
+	tests/scale/run --models 10000 --namespaces 20 --edits 300 --rest 120 --limit 1800 --figures --report docs/performance.md
 
 .PHONY: e2e
 e2e: setup ## The whole on a real cluster (ARGS: for pytest)

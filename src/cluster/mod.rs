@@ -2,6 +2,7 @@
 
 pub mod differs;
 mod election;
+mod events;
 pub mod fence;
 pub mod lease;
 pub mod writer;

@@ -6,12 +6,11 @@ use k8s_openapi::{NamespaceResourceScope, api::apps::v1::Deployment};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
-    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
-use super::differs::first_difference;
+use super::{differs::first_difference, events::Publisher};
 use crate::{
     api::{
         ModelDeployment, ModelDeploymentStatus, names,
@@ -82,7 +81,7 @@ pub enum Outcome {
 #[derive(Clone)]
 pub struct Writer {
     client: Client,
-    recorder: Recorder,
+    events: Publisher,
     metrics: Metrics,
 }
 
@@ -92,8 +91,8 @@ const RENDERED: &str = "ortolan.dev/rendered";
 impl Writer {
     /// A writer whose Events come from `instance`.
     pub fn new(client: Client, instance: Option<String>, metrics: Metrics) -> Self {
-        let recorder = Recorder::new(client.clone(), Reporter { controller: names::MANAGER.to_owned(), instance });
-        Self { client, recorder, metrics }
+        let events = Publisher::new(client.clone(), instance);
+        Self { client, events, metrics }
     }
 
     /// Makes `live` what `rendered` says, unless it is so already.
@@ -204,18 +203,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Publishes an Event. One that cannot be published is logged: Events are a courtesy, not state.
+    /// Publishes an Event about a model.
     pub async fn publish(&self, object: &ModelDeployment, note: &Note) {
-        let event = Event {
-            type_: if note.warning { EventType::Warning } else { EventType::Normal },
-            reason: note.reason.clone(),
-            note: Some(note.text.chars().take(1000).collect()),
-            action: note.action.clone(),
-            secondary: None,
-        };
-        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
-            tracing::warn!(reason = note.reason, %error, "an Event could not be published");
-        }
+        self.events.publish(object, note).await;
     }
 }
 

@@ -42,8 +42,8 @@ const SAMPLE: usize = 16;
 const AT_ONCE: usize = 64;
 /// Silent servers that are asked again at once: each may take its whole time, and holds up no other.
 const SILENT_AT_ONCE: usize = 32;
-/// A connection that is not used again within these seconds is not kept.
-const KEPT: f64 = 3.0;
+/// Connections that are kept from look to look; each takes some 20 KB.
+const KEPT: usize = 500;
 
 /// Looks for as long as it is polled.
 pub async fn run(context: Arc<Context>, models: Store<Watched>, scraper: Scraper, wake: Wake) {
@@ -63,7 +63,7 @@ pub async fn run(context: Arc<Context>, models: Store<Watched>, scraper: Scraper
             _ = interval.tick() => {
                 let known = models.state();
                 for model in agenda.due(&known, context.clock()) {
-                    let keep = agenda.interval(&model) < KEPT;
+                    let keep = agenda.keeps(&model);
                     under_way.push(looker.look(model, keep));
                 }
                 context.fleet.retain(|uid| agenda.knows(uid));
@@ -132,13 +132,15 @@ impl Agenda {
         self.entries.contains_key(uid)
     }
 
-    /// Seconds between two looks at a model.
-    fn interval(&self, model: &Watched) -> f64 {
+    /// Whether the connections to a model's servers are kept until the next look: those of lively models first.
+    fn keeps(&self, model: &Watched) -> bool {
         let entry = model.subject().and_then(|subject| self.entries.get(&subject.uid));
-        self.interval_of(entry.is_none_or(|entry| entry.lively))
+        let lively = entry.is_none_or(|entry| entry.lively);
+        self.lively_reads + if lively { 0 } else { self.calm_reads } <= KEPT
     }
 
-    fn interval_of(&self, lively: bool) -> f64 {
+    /// Seconds between two looks at a model.
+    fn interval(&self, lively: bool) -> f64 {
         if lively {
             pace(self.lively_reads, LIVELY_READS)
         } else {
@@ -147,7 +149,7 @@ impl Agenda {
     }
 
     fn looked(&mut self, ended: &Ended, now: f64) {
-        let next = now + self.interval_of(ended.lively);
+        let next = now + self.interval(ended.lively);
         if let Some(entry) = self.entries.get_mut(&ended.uid) {
             (entry.next, entry.lively, entry.reads) = (next, ended.lively, ended.reads);
         }
