@@ -43,8 +43,6 @@ const CONCURRENCY: u16 = 16;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// An object is looked at again after this, or up to twice as long, whatever the watches said.
 const RESYNC: Duration = Duration::from_mins(5);
-/// While pods start.
-const LOOK_AGAIN: Duration = Duration::from_secs(4);
 /// While pods run and do not serve.
 const LOOK_AT_PROBLEM: Duration = Duration::from_secs(15);
 /// After a failure.

@@ -14,7 +14,7 @@ use k8s_openapi::{
 use kube::runtime::controller::Action;
 use tracing::Instrument;
 
-use super::{Context, LOOK_AGAIN, LOOK_AT_PROBLEM, RESYNC, RETRY, Settings, fleet::View, jitter};
+use super::{Context, LOOK_AT_PROBLEM, RESYNC, RETRY, Settings, fleet::View, jitter};
 use crate::{
     api::{
         ModelDeployment, ModelDeploymentStatus,
@@ -417,18 +417,14 @@ async fn report(
     for note in &applied.notes {
         context.writer.publish(object, note).await;
     }
-    match applied.error {
-        Some(error) => Err(error),
-        None if decided.resolving || stuck::are_starting(seen.pods.iter().map(AsRef::as_ref)) => {
-            Ok(Action::requeue(LOOK_AGAIN))
-        }
-        // Time alone makes a problem a stall, and Events tell of a probe.
-        None if facts.values().any(|facts| facts.problem.is_some() || facts.ready < facts.replicas) => {
-            Ok(Action::requeue(LOOK_AT_PROBLEM))
-        }
-        // Spread out, so that the models that a new operator began with do not come back together.
-        None => Ok(Action::requeue(RESYNC + jitter(&model.name, RESYNC))),
-    }
+    let starting = stuck::look_again(seen.pods.iter().map(AsRef::as_ref), Timestamp::now());
+    // Time alone makes a problem a stall, and Events tell of a probe.
+    let troubled = facts.values().any(|facts| facts.problem.is_some() || facts.ready < facts.replicas);
+    // Spread out, so that the models that a new operator began with do not come back together.
+    let resync = RESYNC + jitter(&model.name, RESYNC);
+    let soon = starting.or(decided.resolving.then_some(stuck::LOOK_AGAIN));
+    let next = soon.unwrap_or(if troubled { LOOK_AT_PROBLEM } else { resync });
+    applied.error.map_or(Ok(Action::requeue(next)), Err)
 }
 
 async fn report_invalid(

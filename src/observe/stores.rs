@@ -32,6 +32,10 @@ use super::{
 };
 use crate::{api::names, metrics::Metrics};
 
+/// Objects that are read at once while a cache is filled. They are packed one by one, but a page of them is read as a whole,
+/// and all caches are filled at the same time.
+const PAGE: u32 = 100;
+
 /// The caches of what the operator makes.
 #[derive(Clone, Debug, Default)]
 pub struct Stores {
@@ -113,7 +117,8 @@ impl Watching<'_> {
     fn begin<K: Child>(&mut self, index: &Index<K>) {
         let (index, filling, wake) = (index.clone(), self.filling.clone(), self.wake.clone());
         let metrics = self.metrics.clone();
-        let ours = watcher::Config::default().labels(&format!("{}={}", names::MANAGED_BY, names::MANAGER));
+        let ours =
+            watcher::Config::default().page_size(PAGE).labels(&format!("{}={}", names::MANAGED_BY, names::MANAGER));
         let mut events = watcher(Api::<K>::all(self.client.clone()), ours).default_backoff().boxed();
         filling.one_more();
         self.tasks.spawn(async move {
@@ -146,7 +151,8 @@ pub fn watch_models(
     let (filling, wake, metrics) = (filling.clone(), wake.clone(), metrics.clone());
     filling.one_more();
     let models = Api::<Watched>::all(client.clone());
-    let mut events = watcher(models, watcher::Config::default()).default_backoff().reflect(writer).boxed();
+    let mut events =
+        watcher(models, watcher::Config::default().page_size(PAGE)).default_backoff().reflect(writer).boxed();
     tasks.spawn(async move {
         let mut filled = false;
         while let Some(event) = events.next().await {

@@ -4,6 +4,8 @@
 //!
 //! Read only for pods that have been waiting for some seconds, so a healthy cluster pays nothing.
 
+use std::time::Duration;
+
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Event, Pod},
     jiff::Timestamp,
@@ -14,6 +16,12 @@ use kube::{Api, Client, ResourceExt, api::ListParams};
 const PATIENCE: f64 = 3.0;
 /// Seconds after which a container that runs and is not ready is worth a look.
 const LONG_PATIENCE: f64 = 10.0;
+/// Seconds for which a pod is new.
+const NEW: f64 = 60.0;
+/// While a new pod is pending, or what it does is waited for.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(4);
+/// While one is pending that is not new any more.
+const LOOK_AGAIN_LATER: Duration = Duration::from_secs(20);
 /// Pods of a model that are asked about: what keeps one from starting mostly keeps the others.
 const ASKED_ABOUT: usize = 3;
 /// Events that are read of each; there are few of them, as repeated ones are counted in one.
@@ -61,9 +69,14 @@ fn claim(pod: &Pod) -> Option<String> {
     volumes.find_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.clone()))
 }
 
-/// Whether any of these pods should be looked at again soon, as nothing else will tell.
-pub fn are_starting<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> bool {
-    pods.into_iter().any(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending"))
+/// After what time these pods should be looked at again, as nothing else will tell: soon while they are new, and more rarely
+/// when they have been pending for long, as thousands may be where a cluster is full.
+pub fn look_again<'a>(pods: impl IntoIterator<Item = &'a Pod>, now: Timestamp) -> Option<Duration> {
+    let is_pending = |pod: &&Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Pending"));
+    let ages = pods.into_iter().filter(is_pending).map(|pod| {
+        pod.metadata.creation_timestamp.as_ref().map_or(0.0, |created| now.duration_since(created.0).as_secs_f64())
+    });
+    ages.reduce(f64::min).map(|youngest| if youngest < NEW { LOOK_AGAIN } else { LOOK_AGAIN_LATER })
 }
 
 /// The warnings about pods that do not get further. A list that fails is no words: the pod's own status still tells that it
@@ -90,6 +103,7 @@ pub async fn warnings<'a>(client: &Client, pods: impl IntoIterator<Item = &'a Po
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::SignedDuration};
     use serde_json::{Value, json};
 
     use super::*;
@@ -124,7 +138,12 @@ mod tests {
         assert_eq!(question(&running, at("09")), None);
         assert_eq!(question(&running, at("10")), Some(Question::Pod("u1".to_owned())));
         assert_eq!(question(&container(&json!({"waiting": {"reason": "ImagePullBackOff"}})), at("30")), None);
-        assert!(are_starting([&creating]));
+        assert_eq!(look_again([&creating], at("30")), Some(LOOK_AGAIN));
+        let mut old = creating.clone();
+        old.metadata.creation_timestamp = Some(Time(at("00")));
+        assert_eq!(look_again([&old], at("00") + SignedDuration::from_mins(5)), Some(LOOK_AGAIN_LATER));
+        assert_eq!(look_again([&old, &creating], at("30")), Some(LOOK_AGAIN), "the youngest counts");
+        assert_eq!(look_again(None, at("30")), None);
     }
 
     #[test]
