@@ -1,0 +1,123 @@
+"""Two tenants, each in a namespace of their own: what they may name, what they may not, and in which words."""
+
+import json
+
+import pytest
+
+from harness.kube import KubectlError, Namespace, kubectl, manifest, wait_for
+from harness.people import Person, rule
+
+OPERATOR = "system:serviceaccount:ortolan-system:ortolan"
+WEB = "https://models.example.org/m.onnx"
+MODELS = rule("modeldeployments", "get", "list", "create", "update", "patch", "delete", group="ortolan.dev")
+
+
+def naming(name: str = "it", uri: str = WEB, secret: str | None = None, account: str | None = None, **spec) -> dict:
+    """A manifest that names a Secret or a service account."""
+    found = manifest(name, uri, **spec)
+    if secret:
+        found["spec"]["model"]["credentialsSecret"] = secret
+    if account:
+        found["spec"].setdefault("server", {})["serviceAccountName"] = account
+    return found
+
+
+@pytest.fixture
+def other(namespace):
+    """A second namespace."""
+    name = f"other-{namespace.name}"[:63].strip("-")
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield Namespace(name)
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+def fill(namespace: Namespace) -> None:
+    """What can be named: two of each kind."""
+    for name in ["mine", "hidden"]:
+        namespace.kubectl("create", "secret", "generic", name, "--from-literal=token=word")
+        namespace.kubectl("create", "configmap", name, "--from-literal=m.onnx=none")
+        namespace.kubectl("create", "serviceaccount", name)
+
+
+# What is named, the field, what is lacking, and the words for it. Each name is granted to the tenant as `mine` only.
+REFERENCES = [
+    (lambda name: naming(secret=name), "spec.model.credentialsSecret names the Secret", "lacks the verb get on secrets/"),
+    (lambda name: naming(uri=f"pvc://{name}/m.onnx"), "spec.model.uri names the PersistentVolumeClaim", "lacks the verb get on persistentvolumeclaims/"),
+    (lambda name: naming(uri=f"configmap://{name}/m.onnx"), "spec.model.uri names the ConfigMap", "lacks the verb get on configmaps/"),
+    (lambda name: naming(account=name), "spec.server.serviceAccountName names the ServiceAccount", "has neither the verb use nor impersonate on serviceaccounts/"),
+]
+
+
+def test_a_tenant_names_only_what_they_may_use(namespace, other, tmp_path):
+    for place in [namespace, other]:
+        fill(place)
+    red, blue, editor = Person("red", namespace, tmp_path), Person("blue", other, tmp_path), Person("editor", namespace, tmp_path)
+    named = [rule(resource, "get", names=["mine"]) for resource in ["secrets", "persistentvolumeclaims", "configmaps"]]
+    red.may("models", [MODELS, rule("modeldeployments/scale", "get", "patch", "update", group="ortolan.dev"), *named,
+                       rule("serviceaccounts", "use", names=["mine"])])
+    blue.may("models", [MODELS])
+    # Rights in one namespace say nothing about the other.
+    blue.may("of-blue", [rule(resource, "get") for resource in ["secrets", "persistentvolumeclaims", "configmaps"]], namespace)
+    editor.is_editor()
+
+    wait_for("red may write models", lambda: red.refused(naming()) == "", 10)
+    wait_for("blue may write models", lambda: blue.refused(naming()) == "", 10)
+    wait_for("an editor may write models", lambda: editor.refused(naming()) == "", 10)
+    print()
+    for reference, field, lack in REFERENCES:
+        assert red.refused(reference("mine")) == "", field
+        for person, name in [(red, "hidden"), (red, "not-there"), (blue, "mine")]:
+            words = person.refused(reference(name))
+            assert "(Forbidden)" in words or "is forbidden" in words, words
+            for word in [field, name, person.user, lack + name, f"namespace {person.namespace.name} can grant it", "docs/security.md"]:
+                assert word in words, f"{word} is missing in {words}"
+        print(red.refused(reference("hidden")))
+        # `edit` may read and impersonate everything in its namespace; an administrator may do everything.
+        assert editor.refused(reference("hidden")) == ""
+        kubectl("--namespace", namespace.name, "apply", "--dry-run=server", "--filename", "-", stdin=json.dumps(reference("hidden")))
+    # No name leads to another namespace, and no other namespace is open.
+    for name in [f"{namespace.name}/mine", f"../{namespace.name}/mine"]:
+        assert "Invalid value" in blue.refused(naming(secret=name))
+        assert "Invalid value" in blue.refused(naming(account=name))
+    elsewhere = naming(secret="mine")
+    elsewhere["metadata"]["namespace"] = namespace.name
+    assert "cannot get resource" in blue.refused(elsewhere) or "cannot create resource" in blue.refused(elsewhere)
+
+
+def test_what_was_named_by_who_may_is_left_in_peace_until_it_is_named_anew(namespace, tmp_path):
+    fill(namespace)
+    red, editor = Person("red", namespace, tmp_path), Person("editor", namespace, tmp_path)
+    red.may("models", [MODELS, rule("modeldeployments/scale", "get", "patch", "update", group="ortolan.dev")])
+    editor.is_editor()
+    wait_for("an editor may write models", lambda: editor.refused(naming()) == "", 10)
+    made = naming(secret="hidden", account="hidden")
+    editor.apply(made)
+    red.kubectl("label", "modeldeployment", "it", "team=red")
+    red.kubectl("scale", "modeldeployment", "it", "--replicas=2")
+    red.kubectl("patch", "modeldeployment", "it", "--type=merge", "--patch", '{"spec": {"server": {"batching": {"maxSize": 8}}}}')
+    # A controller that applies the same again and again, from a repository.
+    red.apply(made, "--server-side", "--force-conflicts")
+    # The operator's own word is heard.
+    wait_for("a status", lambda: namespace.status("it"), 30)
+    # The credentials would go to another host, the account would read another place.
+    moved = naming(uri="https://evil.example.org/m.onnx", secret="hidden", account="hidden")
+    words = red.refused(moved)
+    assert "names the Secret hidden" in words, words
+    assert "names the ServiceAccount mine" in red.refused(naming(account="mine"))
+    # One account for another, beside a Secret that stays: that is asked about, too.
+    assert "names the Secret hidden" in red.refused(naming(secret="hidden", account="mine"))
+    assert red.refused(naming()) == "", "to name nothing any more is always allowed"
+    assert editor.refused(moved) == ""
+
+
+def test_the_operator_may_not_read_secrets_nor_grant_anything():
+    for question in [
+        ("get", "secrets"), ("list", "secrets"), ("watch", "secrets"), ("create", "pods"), ("create", "pods/exec"),
+        ("create", "serviceaccounts/token"), ("impersonate", "users"), ("impersonate", "serviceaccounts"),
+        ("escalate", "clusterroles"), ("bind", "clusterroles"), ("patch", "modeldeployments"), ("get", "nodes/proxy"),
+    ]:
+        with pytest.raises(KubectlError) as answer:
+            print(kubectl("auth", "can-i", *question, "--all-namespaces", "--as", OPERATOR))
+        assert "no" in str(answer.value) or str(answer.value) == "", question
+    assert kubectl("auth", "can-i", "patch", "modeldeployments/status", "--subresource=status", "--all-namespaces", "--as", OPERATOR).strip() == "yes"
