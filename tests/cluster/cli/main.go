@@ -38,6 +38,9 @@ Usage: cluster COMMAND
   node start NAME        boot it again
   node cut node-1        take node-1 off the network (a partition)
   node join node-1       put it back
+  component kill NAME... kill etcd, kube-apiserver, or both at once
+  component start NAME...
+                         start them again and wait until the API answers
 
 Environment:
   ORTOLAN_CACHE          where programs are kept ($HOME/.cache/ortolan)
@@ -92,6 +95,8 @@ func run(ctx context.Context, arguments []string) error {
 		return nil
 	case "node":
 		return runNode(ctx, c, arguments)
+	case "component":
+		return runComponent(ctx, c, arguments)
 	}
 	return fmt.Errorf("unknown command %q: %w", command, errUsage)
 }

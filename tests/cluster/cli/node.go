@@ -146,10 +146,8 @@ func (c *cluster) startOn(n node, anchor int, name string, argv ...string) error
 }
 
 func (c *cluster) anchorOf(n node) (int, error) {
-	for _, p := range c.recorded() {
-		if p.name == n.component("anchor") && p.alive() {
-			return p.pid, nil
-		}
+	if p, err := c.component(n.component("anchor")); err == nil {
+		return p.pid, nil
 	}
 	return 0, fmt.Errorf("%s is not running", n.name)
 }

@@ -50,6 +50,7 @@ func TestClusterStartsWorksAndLeavesNothing(t *testing.T) {
 		{"Pod Security refuses what is forbidden", s.podSecurityIsEnforced},
 		{"a node that is cut off is noticed and comes back", s.cutNodeComesBack},
 		{"a node that is stopped can be started again", s.stoppedNodeComesBack},
+		{"a control plane that was killed can be started again", s.killedControlPlaneComesBack},
 		{"the death of a component is reported", s.deathIsReported},
 		{"down leaves nothing", func(t *testing.T) { s.mustRun(t, "down"); before.compare(t, findTraces(t, s.cluster)) }},
 		{"down with nothing running is fine", func(t *testing.T) { s.mustRun(t, "down") }},
@@ -233,6 +234,26 @@ func (s *selftest) stoppedNodeComesBack(t *testing.T) {
 	s.kubectl(t, "rollout", "status", "-n", "selftest", "deployment/probe", "--timeout=90s")
 	service := "http://" + s.kubectl(t, "get", "service", "-n", "selftest", "probe", "-o", "jsonpath={.spec.clusterIP}")
 	expectPage(t, service+"/", "node-")
+}
+
+func (s *selftest) killedControlPlaneComesBack(t *testing.T) {
+	before := s.probes(t, "{.metadata.uid}")
+	for _, names := range [][]string{{"kube-apiserver"}, {"etcd"}, {"etcd", "kube-apiserver"}} {
+		s.mustRun(t, append([]string{"component", "kill"}, names...)...)
+		for _, name := range names {
+			if output, err := s.run("status"); err == nil || !strings.Contains(output, name+" is not running") {
+				t.Errorf("status said: %s", output)
+			}
+		}
+		s.mustRun(t, append([]string{"component", "start"}, names...)...)
+	}
+	// What was stored is still there, and pods were not touched.
+	if after := s.probes(t, "{.metadata.uid}"); !slices.Equal(after, before) {
+		t.Errorf("the probes were %v and are %v", before, after)
+	}
+	if output, err := s.run("component", "kill", "kubelet"); err == nil || !strings.Contains(output, "what can is etcd, kube-apiserver") {
+		t.Errorf("killing what is no component said: %v %s", err, output)
+	}
 }
 
 func (s *selftest) deathIsReported(t *testing.T) {
