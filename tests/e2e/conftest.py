@@ -12,6 +12,11 @@ from harness.models import ModelStore
 DIGITS = pathlib.Path(__file__).resolve().parents[2] / "examples" / "digits"
 
 
+def pytest_collection_modifyitems(items):
+    """What takes nodes and the control plane away comes last."""
+    items.sort(key=lambda item: item.path.name == "test_chaos.py")
+
+
 @pytest.hookimpl(tryfirst=True, hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield

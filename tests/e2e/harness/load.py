@@ -24,10 +24,11 @@ class Answer:
 class Load:
     """A running attack on one url with one body, each request over a connection of its own.
 
-    A kept connection stays with the pod it once reached, since a Service balances connections and not requests.
+    A kept connection stays with the pod it once reached, since a Service balances connections and not requests; `kept` keeps
+    connections all the same, as most clients do, for what only they would notice.
     """
 
-    def __init__(self, url: str, body: bytes, rate: int, seconds: int):
+    def __init__(self, url: str, body: bytes, rate: int, seconds: int, kept: bool = False, timeout: int = 20):
         self.folder = tempfile.TemporaryDirectory()
         folder = pathlib.Path(self.folder.name)
         (folder / "body").write_bytes(body)
@@ -36,7 +37,8 @@ class Load:
         self.process = subprocess.Popen(
             [
                 os.environ["VEGETA"], "attack", "-targets", str(folder / "target"), "-rate", f"{rate}/s",
-                "-duration", f"{seconds}s", "-timeout", "20s", "-keepalive=false", "-output", str(self.results),
+                "-duration", f"{seconds}s", "-timeout", f"{timeout}s", f"-keepalive={str(kept).lower()}",
+                "-output", str(self.results),
             ]
         )
 
