@@ -1,6 +1,7 @@
 """Two tenants, each in a namespace of their own: what they may name, what they may not, and in which words."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -121,3 +122,103 @@ def test_the_operator_may_not_read_secrets_nor_grant_anything():
             print(kubectl("auth", "can-i", *question, "--all-namespaces", "--as", OPERATOR))
         assert "no" in str(answer.value) or str(answer.value) == "", question
     assert kubectl("auth", "can-i", "patch", "modeldeployments/status", "--subresource=status", "--all-namespaces", "--as", OPERATOR).strip() == "yes"
+
+
+def processes_of(pod: dict) -> list[pathlib.Path]:
+    """Below /proc: the processes of a pod. The nodes of the test cluster are on this machine."""
+    uid = pod["metadata"]["uid"]
+    found = []
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            if uid in (process / "cgroup").read_text() and "ortolan-server" in (process / "cmdline").read_text():
+                found.append(process)
+        except OSError:
+            continue
+    return found
+
+
+SCHEDULING = {
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [
+        {"key": "dedicated", "value": "models", "effect": "NoSchedule"},
+        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
+    ],
+    "spread": [{"topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule"}],
+}
+
+
+@pytest.fixture
+def classes(namespace):
+    """A priority class and a runtime class."""
+    name = namespace.name
+    namespace.apply({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": 7})
+    namespace.apply({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": "runc"})
+    yield {"priorityClassName": name, "runtimeClassName": name}
+    kubectl("delete", f"priorityclass/{name}", f"runtimeclass/{name}", "--wait=false")
+
+
+@pytest.fixture
+def claim(namespace, tmp_path, digits):
+    """A claim `models` with the digits model in it."""
+    (tmp_path / "m.onnx").write_bytes(digits)
+    for folder in [tmp_path, *list(tmp_path.parents)[:3]]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    name = f"models-{namespace.name}"[:60]
+    wish = {"accessModes": ["ReadOnlyMany"], "storageClassName": "", "volumeName": name, "resources": {"requests": {"storage": "1Mi"}}}
+    volume = {"capacity": {"storage": "1Mi"}, "accessModes": ["ReadOnlyMany"], "hostPath": {"path": str(tmp_path)}}
+    namespace.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume})
+    namespace.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": wish})
+    yield
+    namespace.kubectl("delete", "persistentvolume", name, "--wait=false")
+
+
+def test_every_way_to_serve_runs_under_restricted_without_a_token(namespace, store, digits, claim, classes, tmp_path):
+    """All features on; the namespaces of these tests enforce Pod Security `restricted`."""
+    namespace.kubectl("create", "secret", "generic", "mine", "--from-literal=token=word")
+    (tmp_path / "small.onnx").write_bytes(digits)
+    namespace.kubectl("create", "configmap", "small", f"--from-file=m.onnx={tmp_path / 'small.onnx'}")
+    sources = {"web": store.add("web.onnx", digits), "claim": "pvc://models/m.onnx", "map": "configmap://small/m.onnx"}
+    for name, uri in sources.items():
+        namespace.apply(naming(name, uri, "mine" if name == "web" else None, scheduling={**SCHEDULING, **classes}, replicas=2))
+    # A quota or a missing class would show here, and what Pod Security refuses.
+    for name in sources:
+        namespace.wait_served(name, 90)
+        for pod in namespace.pods(name):
+            spec = pod["spec"]
+            assert (spec["nodeSelector"], spec["priority"]) == (SCHEDULING["nodeSelector"], 7)
+            assert spec["runtimeClassName"] == classes["runtimeClassName"]
+            assert {"key": "dedicated", "operator": "Equal", "value": "models", "effect": "NoSchedule"} in spec["tolerations"]
+            assert not any("projected" in volume for volume in spec["volumes"]), spec["volumes"]
+            assert all("serviceaccount" not in mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"])
+            (process,) = processes_of(pod)
+            assert not (process / "root/var/run/secrets").exists() and not (process / "root/run/secrets").exists()
+            mounts = (process / "mountinfo").read_text()
+            assert "kubernetes.io" not in mounts.replace("kubernetes.io~", ""), mounts
+            identity = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
+            assert identity["Uid"].split() == ["65532"] * 4 and int(identity["CapEff"], 16) == 0
+            assert identity["NoNewPrivs"].strip() == "1" and identity["Seccomp"].strip() == "2"
+        assert len({pod["spec"]["nodeName"] for pod in namespace.pods(name)}) == 2, "spread over both nodes"
+
+
+def test_the_network_policy_of_a_model_is_kept_as_it_is(namespace, store, digits):
+    """The network of the test cluster enforces none; what counts here is the object."""
+    namespace.apply(manifest("digits", store.add("one.onnx", digits)))
+    namespace.wait_served("digits")
+    made = namespace.get("networkpolicy", "digits-servers")
+    spec = made["spec"]
+    assert spec["policyTypes"] == ["Ingress"]
+    (pod,) = namespace.pods("digits")
+    assert spec["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    serving, operations = spec["ingress"]
+    assert [port["port"] for port in serving["ports"]] == [8080, 8081] and "from" not in serving
+    assert [port["port"] for port in operations["ports"]] == [9090]
+    (reader,) = operations["from"]
+    labels = kubectl("get", "namespace", "--selector", "kubernetes.io/metadata.name=ortolan-system", "--output", "name")
+    assert reader == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ortolan-system"}}} and labels
+    # Who opens it finds it closed again; who deletes it, made again.
+    opened = '[{"op": "add", "path": "/spec/ingress/-", "value": {}}]'
+    namespace.kubectl("patch", "networkpolicy", "digits-servers", "--type=json", "--patch", opened)
+    wait_for("closed again", lambda: namespace.get("networkpolicy", "digits-servers")["spec"] == spec, 20)
+    assert any(event["reason"] == "PutBack" and "NetworkPolicy" in event["message"] for event in namespace.events("digits"))
+    namespace.kubectl("delete", "networkpolicy", "digits-servers")
+    wait_for("made again", lambda: namespace.items("networkpolicies", "--field-selector", "metadata.name=digits-servers"), 20)
