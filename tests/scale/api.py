@@ -12,6 +12,10 @@ class ApiError(Exception):
     """The API server's refusal."""
 
 
+class LostConnection(ApiError):
+    """No answer came."""
+
+
 class Api:
     """One connection a thread."""
 
@@ -28,6 +32,15 @@ class Api:
         return {"Authorization": f"Bearer {self.token}", "Accept": "application/json", **more}
 
     def call(self, method: str, path: str, body=None, kind: str = "application/json", text: bool = False):
+        """One call; what does no harm twice is tried twice, as the API server may close a connection that rested."""
+        try:
+            return self._call(method, path, body, kind, text)
+        except LostConnection:
+            if method == "POST":
+                raise
+            return self._call(method, path, body, kind, text)
+
+    def _call(self, method: str, path: str, body, kind: str, text: bool):
         if getattr(self.local, "connection", None) is None:
             self.local.connection = self.connect()
         connection = self.local.connection
@@ -39,7 +52,7 @@ class Api:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             self.local.connection = None
-            raise ApiError(f"{method} {path}: {error!r}") from error
+            raise LostConnection(f"{method} {path}: {error!r}") from error
         if response.status >= 300:
             raise ApiError(f"{method} {path}: {response.status} {answer[:500]!r}")
         return answer.decode() if text else json.loads(answer)
