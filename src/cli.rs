@@ -1,6 +1,6 @@
 //! The command line: `ortolan run` is the operator, the other commands are for people.
 
-use std::{io::Write, net::SocketAddr};
+use std::{io::Write, net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -56,6 +56,9 @@ struct Run {
     /// The namespace of the Lease by which the leader is elected; that of --namespace unless it is given.
     #[arg(long)]
     lease_namespace: Option<String>,
+    /// The time after which everything is listed anew, in case that a watch ever missed something.
+    #[arg(long, env = "ORTOLAN_RELIST", default_value = "30m", value_parser = time)]
+    relist: Duration,
     /// Only for tests of upgrades: renders new revisions as the next version of the operator might.
     #[arg(long, env = "ORTOLAN_TRIAL_RENDERER", hide = true)]
     trial_renderer: bool,
@@ -141,7 +144,8 @@ impl Run {
         let election = elector.map(|elector| tokio::spawn(elect(elector, over.subscribe())));
         let renderer = if self.trial_renderer { Renderer::TRIAL } else { Renderer::NEWEST };
         let network = self.network.network();
-        let settings = Settings { server_image: self.server_image, instance: self.instance, renderer, network };
+        let Self { server_image, instance, relist, .. } = self;
+        let settings = Settings { server_image, instance, renderer, network, relist };
         let shutdown = Box::pin(told(stop.subscribe()));
         let controller = controller::run(client, settings, (metrics, health, leadership), shutdown);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "the operator runs");
@@ -221,6 +225,13 @@ async fn elect(elector: Elector, over: watch::Receiver<bool>) {
 async fn told(mut stop: watch::Receiver<bool>) {
     // An error means that the sender is gone, and the process with it.
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Reads a time such as `30m`.
+fn time(text: &str) -> Result<Duration, String> {
+    let time = text.parse::<jiff::SignedDuration>().ok().and_then(|time| Duration::try_from(time).ok());
+    let time = time.filter(|time| *time >= Duration::from_secs(1));
+    time.ok_or_else(|| "a time of at least one second was expected, such as 30m or 90s".to_owned())
 }
 
 /// Returns at SIGTERM or SIGINT.

@@ -1,8 +1,10 @@
 //! Writes to the API server, each under the field manager `ortolan` and only when something differs.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, time::Duration};
 
-use k8s_openapi::{NamespaceResourceScope, api::apps::v1::Deployment};
+use k8s_openapi::{
+    NamespaceResourceScope, api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
@@ -36,6 +38,38 @@ pub enum WriteError {
         #[source]
         source: Box<kube::Error>,
     },
+    /// The API server did not answer; it may carry the write out all the same.
+    #[error("cannot {verb} {kind} {name}: the API server did not answer within {seconds} s")]
+    Unanswered {
+        /// What was tried.
+        verb: &'static str,
+        /// The kind of the object.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// How long the answer was waited for.
+        seconds: u64,
+    },
+    /// The object is not the one, or not in the state, that this write was decided for.
+    #[error("cannot {verb} {kind} {name}: it was changed by someone else again and again in the meantime")]
+    Behind {
+        /// What was tried.
+        verb: &'static str,
+        /// The kind of the object.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+    /// An object of this name is left of a deleted ModelDeployment of the same name.
+    #[error(
+        "{kind} {name} is still there from a deleted ModelDeployment of the same name; as soon as the cluster's garbage collector has removed it, it is made anew"
+    )]
+    Leftover {
+        /// The kind of the object.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
     /// An object of this name exists and is not ours.
     #[error("{kind} {name} exists and belongs to someone else: delete or rename it, or rename the ModelDeployment")]
     Foreign {
@@ -60,8 +94,49 @@ impl WriteError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Api { .. } => "api",
+            Self::Unanswered { .. } => "unanswered",
+            Self::Behind { .. } => "conflict",
+            Self::Leftover { .. } => "leftover",
             Self::Foreign { .. } => "foreign_object",
             Self::Serialize { .. } => "serialize",
+        }
+    }
+
+    /// Whether the API server, rather than this one object, is the trouble: after how many seconds it wants to be asked
+    /// again, zero where it did not say.
+    pub fn overload(&self) -> Option<u32> {
+        match self {
+            Self::Unanswered { .. } => Some(0),
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) if status.code == 429 || status.code >= 500 => {
+                    Some(status.details.as_ref().map_or(0, |details| details.retry_after_seconds))
+                }
+                kube::Error::Api(_) => None,
+                _ => Some(0),
+            },
+            _ => None,
+        }
+    }
+}
+
+/// The longest that an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is being written, for errors.
+struct Attempt<'a> {
+    verb: &'static str,
+    kind: &'a str,
+    name: &'a str,
+}
+
+impl Attempt<'_> {
+    /// Waits for the answer, though not forever.
+    async fn answer<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<T, WriteError> {
+        let (verb, kind, name) = (self.verb, self.kind.to_owned(), self.name.to_owned());
+        match tokio::time::timeout(PATIENCE, call).await {
+            Err(_) => Err(WriteError::Unanswered { verb, kind, name, seconds: PATIENCE.as_secs() }),
+            Ok(Err(kube::Error::Api(status))) if status.is_conflict() => Err(WriteError::Behind { verb, kind, name }),
+            Ok(answer) => answer.map_err(|source| WriteError::Api { verb, kind, name, source: Box::new(source) }),
         }
     }
 }
@@ -116,19 +191,20 @@ impl Writer {
             }
         }
         let api = Api::<K>::namespaced(self.client.clone(), &model.namespace);
-        let failed = |verb| {
-            let (kind, name) = (kind.clone(), name.clone());
-            move |source| WriteError::Api { verb, kind, name, source: Box::new(source) }
-        };
-        if live.is_none() {
-            // Not in the cache: new, or somebody else's, which a forced apply would take over.
-            let existing = api.get_metadata_opt(&rendered.name_any()).await.map_err(failed("look for"))?;
-            if existing.is_some_and(|found| !found.owner_references().iter().any(|owner| owner.uid == model.uid)) {
-                return Err(WriteError::Foreign { kind, name });
-            }
+        if let Some(live) = live {
+            // Only over what this was decided for: neither a newer state nor another object of this name.
+            rendered.meta_mut().uid = live.uid();
+            rendered.meta_mut().resource_version = live.resource_version();
+        } else {
+            // Not in the cache: new, or not seen yet, or somebody else's, which a forced apply would take over.
+            let attempt = Attempt { verb: "look for", kind: &kind, name: &name };
+            let existing = attempt.answer(api.get_metadata_opt(&rendered.name_any())).await?;
+            existing.map_or(Ok(()), |found| Err(in_the_way(model, &found, &attempt)))?;
         }
         let parameters = PatchParams::apply(names::MANAGER).force();
-        api.patch(&rendered.name_any(), &parameters, &Patch::Apply(&rendered)).await.map_err(failed("apply"))?;
+        let patch = Patch::Apply(&rendered);
+        let attempt = Attempt { verb: "apply", kind: &kind, name: &name };
+        attempt.answer(api.patch(&rendered.name_any(), &parameters, &patch)).await?;
         self.metrics.written(&kind);
         tracing::info!(kind, name, ?outcome, "applied");
         Ok(outcome)
@@ -141,21 +217,19 @@ impl Writer {
             return Ok(Outcome::Unchanged);
         }
         let (namespace, name) = (live.namespace().unwrap_or_default(), live.name_any());
-        let patch = json!({"metadata": {"uid": live.uid()}, "spec": {"replicas": replicas}});
+        let seen = json!({"uid": live.uid(), "resourceVersion": live.resource_version()});
+        let patch = json!({"metadata": seen, "spec": {"replicas": replicas}});
         let parameters = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
         let api = Api::<Deployment>::namespaced(self.client.clone(), &namespace);
-        api.patch(&name, &parameters, &Patch::Merge(&patch)).await.map_err(|source| WriteError::Api {
-            verb: "resize",
-            kind: "Deployment".to_owned(),
-            name: format!("{namespace}/{name}"),
-            source: Box::new(source),
-        })?;
+        let attempt = Attempt { verb: "resize", kind: "Deployment", name: &format!("{namespace}/{name}") };
+        attempt.answer(api.patch(&name, &parameters, &Patch::Merge(&patch))).await?;
         self.metrics.written("Deployment");
         tracing::info!(namespace, name, replicas, "resized");
         Ok(Outcome::Written)
     }
 
-    /// Deletes a child together with what it owns; one that is gone already is fine.
+    /// Deletes a child together with what it owns; one that is gone already is fine. Only for what was read past the
+    /// caches: another state of it, as after every pod that became ready, is deleted as well.
     pub async fn delete<K>(&self, child: &K) -> Result<(), WriteError>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
@@ -168,44 +242,64 @@ impl Writer {
             preconditions: Some(Preconditions { uid: child.uid(), resource_version: None }),
             ..DeleteParams::default()
         };
-        match Api::<K>::namespaced(self.client.clone(), &namespace).delete(&name, &parameters).await {
+        let api = Api::<K>::namespaced(self.client.clone(), &namespace);
+        let attempt = Attempt { verb: "delete", kind: &kind, name: &format!("{namespace}/{name}") };
+        match attempt.answer(api.delete(&name, &parameters)).await {
             Ok(_) => {
                 self.metrics.written(&kind);
                 tracing::info!(kind, namespace, name, "deleted");
                 Ok(())
             }
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-            Err(source) => {
-                let name = format!("{namespace}/{name}");
-                Err(WriteError::Api { verb: "delete", kind, name, source: Box::new(source) })
-            }
+            Err(WriteError::Api { source, .. }) if is_gone(&source) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
-    /// Writes the status.
-    pub async fn status(&self, object: &ModelDeployment, status: &ModelDeploymentStatus) -> Result<(), WriteError> {
+    /// Writes the status over `version` of the object, and over no other: what it tells (how many servers there should
+    /// be, which revision is stable) was worked out from that one. The version that this makes.
+    pub async fn status(
+        &self,
+        object: &ModelDeployment,
+        version: Option<&str>,
+        status: &ModelDeploymentStatus,
+    ) -> Result<Option<String>, WriteError> {
         let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
         let api = Api::<ModelDeployment>::namespaced(self.client.clone(), &namespace);
         let patch = json!({
             "apiVersion": ModelDeployment::api_version(&()), "kind": ModelDeployment::kind(&()),
             // A status for an object that was deleted and made anew is refused.
-            "metadata": {"name": name, "uid": object.uid()},
+            "metadata": {"name": name, "uid": object.uid(), "resourceVersion": version},
             "status": status,
         });
         let parameters = PatchParams::apply("ortolan-status").force();
-        api.patch_status(&name, &parameters, &Patch::Apply(&patch)).await.map_err(|source| WriteError::Api {
-            verb: "write the status of",
-            kind: "ModelDeployment".to_owned(),
-            name: format!("{namespace}/{name}"),
-            source: Box::new(source),
-        })?;
+        let name_in_words = format!("{namespace}/{name}");
+        let attempt = Attempt { verb: "write the status of", kind: "ModelDeployment", name: &name_in_words };
+        let written = attempt.answer(api.patch_status(&name, &parameters, &Patch::Apply(&patch))).await?;
         self.metrics.written("ModelDeploymentStatus");
-        Ok(())
+        Ok(written.resource_version())
     }
 
     /// Publishes an Event about a model.
     pub async fn publish(&self, object: &ModelDeployment, note: &Note) {
         self.events.publish(object, note).await;
+    }
+}
+
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_not_found())
+}
+
+/// Why an object that is not in the cache cannot be made.
+fn in_the_way<K: Resource>(model: &DesiredModel, found: &K, attempt: &Attempt<'_>) -> WriteError {
+    let (kind, name) = (attempt.kind.to_owned(), attempt.name.to_owned());
+    let owners = found.owner_references();
+    let same_name = |owner: &OwnerReference| owner.kind == model.owner.kind && owner.name == model.owner.name;
+    if owners.iter().any(|owner| owner.uid == model.uid) {
+        WriteError::Behind { verb: "make", kind, name }
+    } else if owners.iter().any(same_name) {
+        WriteError::Leftover { kind, name }
+    } else {
+        WriteError::Foreign { kind, name }
     }
 }
 

@@ -56,12 +56,29 @@ struct ModelMemory {
     recent: VecDeque<Recent>,
     /// What `status` was given last, and when.
     written: Option<(Option<Numbers>, f64)>,
-    /// The status that was written over this version of the object, until the cache holds a newer one.
-    reported: Option<(String, ModelDeploymentStatus)>,
+    /// What was written, until the cache holds something newer than what it was written over.
+    reported: Option<Reported>,
     /// When there were requests last.
     busy_at: Option<f64>,
     /// Since when something else than requests is going on.
     restless_since: Option<f64>,
+}
+
+/// A status that was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reported {
+    /// The versions of the object that are older: the one that the cache held, and those that were made since.
+    pub over: Vec<String>,
+    /// The version that this made.
+    pub made: Option<String>,
+    /// What was written.
+    pub status: ModelDeploymentStatus,
+}
+
+impl Reported {
+    fn is_newer_than(&self, version: &str) -> bool {
+        self.over.iter().any(|over| over == version)
+    }
 }
 
 /// What was answered between two looks.
@@ -207,17 +224,30 @@ impl Fleet {
         self.lock().entry(uid.to_owned()).or_default().written = Some((numbers, now));
     }
 
-    /// A status was written over the version `over` of an object.
-    pub fn reported(&self, uid: &str, over: String, status: ModelDeploymentStatus) {
-        self.lock().entry(uid.to_owned()).or_default().reported = Some((over, status));
+    /// A status was written while the cache held the version `cached`, and made the version `made`.
+    pub fn reported(&self, uid: &str, cached: &str, made: Option<String>, status: ModelDeploymentStatus) {
+        let mut models = self.lock();
+        let memory = models.entry(uid.to_owned()).or_default();
+        // Several may be written before the cache shows the first of them.
+        let before = memory.reported.take().filter(|before| before.is_newer_than(cached));
+        let mut over = before.map_or_else(Vec::new, |before| [before.over, Vec::from_iter(before.made)].concat());
+        over.push(cached.to_owned());
+        memory.reported = Some(Reported { over, made, status });
     }
 
-    /// The status that was written over the version `over`, when the cache does not hold it yet; forgotten when it does.
-    pub fn reported_over(&self, uid: &str, over: Option<&str>) -> Option<ModelDeploymentStatus> {
+    /// What was written, when the cache, which holds the version `cached`, does not hold it yet; forgotten when it does.
+    pub fn reported_over(&self, uid: &str, cached: &str) -> Option<Reported> {
         let mut models = self.lock();
         let reported = &mut models.get_mut(uid)?.reported;
-        reported.take_if(|(version, _)| Some(version.as_str()) != over);
-        reported.as_ref().map(|(_, status)| status.clone())
+        reported.take_if(|reported| !reported.is_newer_than(cached));
+        reported.clone()
+    }
+
+    /// Forgets what was decided from a `status` that turned out to be old.
+    pub fn forget_decision(&self, uid: &str) {
+        if let Some(memory) = self.lock().get_mut(uid) {
+            (memory.brain, memory.decision, memory.differs_since) = (None, None, None);
+        }
     }
 
     /// Those of a model's pods that have told nothing yet.

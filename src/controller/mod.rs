@@ -1,8 +1,10 @@
 //! Wiring: which changes wake which reconcile, how many run at once, and what they share.
 
+mod error;
 pub mod fleet;
 mod looks;
 mod reconcile;
+mod rest;
 
 use std::{
     future::{Future, ready},
@@ -34,14 +36,16 @@ use crate::{
     operations::Health,
     render::{Network, Renderer},
 };
+use error::ReconcileError;
 use fleet::Fleet;
-use reconcile::{ReconcileError, reconcile};
+use reconcile::reconcile;
+use rest::Rest;
 
 /// Reconciles at once.
 const CONCURRENCY: u16 = 16;
 /// The longest that one reconcile may take.
-const TIMEOUT: Duration = Duration::from_secs(30);
-/// An object is looked at again after this, or up to twice as long, whatever the watches said.
+const TIMEOUT: Duration = Duration::from_mins(1);
+/// The longest until a model is looked at again, or half of it, whatever the watches said.
 const RESYNC: Duration = Duration::from_mins(5);
 /// While pods run and do not serve.
 const LOOK_AT_PROBLEM: Duration = Duration::from_secs(15);
@@ -63,6 +67,8 @@ pub struct Settings {
     pub renderer: Renderer,
     /// What models' NetworkPolicies say; models have none without it.
     pub network: Option<Network>,
+    /// The time after which everything is listed anew, whatever the watches said.
+    pub relist: Duration,
 }
 
 /// What reconciles share.
@@ -76,12 +82,20 @@ pub struct Context {
     metrics: Metrics,
     health: Health,
     leadership: Leadership,
+    rest: Rest,
     /// A permit for each reconcile that is under way.
     under_way: Semaphore,
     started: Instant,
 }
 
 impl Context {
+    /// A model is looked at again after this, or up to twice as long, whatever the watches said.
+    fn resync(&self, model: &str) -> Duration {
+        let resync = RESYNC.min(self.settings.relist);
+        // Spread out, so that the models that a new operator began with do not come back together.
+        resync + jitter(model, resync)
+    }
+
     /// Seconds since the process started: the clock of the looks.
     fn clock(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
@@ -101,8 +115,9 @@ pub async fn run(
     let (wake, woken) = Wake::channel();
     // Watches and looks run beside the reconciles; all end with this function.
     let mut tasks = JoinSet::new();
-    let models = stores::watch_models(&client, &filling, (&wake, &metrics), &mut tasks);
-    let stores = Stores::watch(&client, &filling, (&wake, &metrics), &mut tasks);
+    let (filled, told) = ((&filling, settings.relist), (&wake, &metrics));
+    let models = stores::watch_models(&client, filled, told, &mut tasks);
+    let stores = Stores::watch(&client, filled, told, &mut tasks);
     tell_sizes(&metrics, &models, &stores);
     let queue = metrics.queue().clone();
     let context = Arc::new(Context {
@@ -115,6 +130,7 @@ pub async fn run(
         metrics,
         health,
         leadership: leadership.clone(),
+        rest: Rest::default(),
         under_way: Semaphore::new(usize::from(CONCURRENCY)),
         started: Instant::now(),
     });
@@ -205,6 +221,9 @@ async fn timed(watched: &Watched, context: &Context) -> Result<Action, Reconcile
         Ok(Action::await_change())
     } else {
         context.filling.done().await;
+        if let Some(left) = context.rest.left(&watched.uid().unwrap_or_default(), started) {
+            return Ok(Action::requeue(left));
+        }
         match watched.object() {
             Err(invalid) => Err(ReconcileError::Unreadable(invalid)),
             Ok(object) => {
@@ -214,15 +233,20 @@ async fn timed(watched: &Watched, context: &Context) -> Result<Action, Reconcile
         }
     };
     context.metrics.reconciled(started.elapsed().as_secs_f64(), result.as_ref().err().map(ReconcileError::kind));
+    if result.is_ok() {
+        context.rest.end(&watched.uid().unwrap_or_default());
+    }
     result
 }
 
 #[allow(clippy::needless_pass_by_value)] // the signature is the controller's
-fn on_error(object: Arc<Watched>, error: &ReconcileError, _: Arc<Context>) -> Action {
+fn on_error(object: Arc<Watched>, error: &ReconcileError, context: Arc<Context>) -> Action {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     tracing::warn!(namespace, name, %error, "a reconcile failed and is tried again");
+    let rest = |asked| context.rest.begin(&object.uid().unwrap_or_default(), asked, Instant::now());
+    let after = error.overload().map_or(RETRY, rest);
     // Spread out, so that many objects that failed together do not come back together.
-    Action::requeue(RETRY + jitter(&name, Duration::from_secs(2)))
+    Action::requeue(after + jitter(&name, Duration::from_secs(2)))
 }
 
 /// A time below `longest` that differs from name to name.

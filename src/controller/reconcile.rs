@@ -14,7 +14,7 @@ use k8s_openapi::{
 use kube::runtime::controller::Action;
 use tracing::Instrument;
 
-use super::{Context, LOOK_AT_PROBLEM, RESYNC, RETRY, Settings, fleet::View, jitter};
+use super::{Context, LOOK_AT_PROBLEM, RETRY, Settings, error::ReconcileError, fleet::View};
 use crate::{
     api::{
         ModelDeployment, ModelDeploymentStatus,
@@ -22,6 +22,7 @@ use crate::{
     },
     cluster::writer::{Outcome, WriteError},
     observe::{
+        fresh::{self, Fresh},
         seen::{self, Seen},
         stuck,
     },
@@ -38,37 +39,11 @@ use crate::{
 /// Revisions whose snapshot is kept although no server runs them.
 const HISTORY: usize = 5;
 
+/// How often a reconcile is tried past the caches, when others write at the same time.
+const FRESH_ATTEMPTS: usize = 4;
+
 /// A server that is ready for longer than this and has not told its digest will not tell it.
 const MUTE: SignedDuration = SignedDuration::from_secs(30);
-
-/// A reconcile that did not end well.
-#[derive(Debug, thiserror::Error)]
-pub enum ReconcileError {
-    /// The object could not be read as a ModelDeployment.
-    #[error("the object cannot be read: {0}")]
-    Unreadable(String),
-    /// A stored revision cannot be rendered.
-    #[error("revision cannot be rendered: {0}")]
-    Render(#[from] InvalidSpec),
-    /// A write failed.
-    #[error(transparent)]
-    Write(#[from] WriteError),
-    /// The API server took too long.
-    #[error("the reconcile took longer than {0} seconds")]
-    TimedOut(u64),
-}
-
-impl ReconcileError {
-    /// The class of the error, for metrics.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Unreadable(_) => "unreadable",
-            Self::Render(_) => "render",
-            Self::Write(error) => error.kind(),
-            Self::TimedOut(_) => "timed_out",
-        }
-    }
-}
 
 /// Brings the cluster one step closer to what `object` asks for, and says so in its status.
 pub async fn reconcile(object: &ModelDeployment, context: &Context) -> Result<Action, ReconcileError> {
@@ -76,13 +51,92 @@ pub async fn reconcile(object: &ModelDeployment, context: &Context) -> Result<Ac
         Ok(model) => model,
         Err(problem) => return report_invalid(object, context, &problem).await,
     };
-    let observed = observe(&model, object, context).instrument(trace_span!("observe")).await;
-    let decided = trace_span!("decide").in_scope(|| decide(&model, &observed, context));
-    let applied = match trace_span!("render").in_scope(|| render(&model, &decided, &context.settings)) {
-        Ok(children) => apply(&model, &observed, &decided, children, context).instrument(trace_span!("apply")).await,
+    let cached = Seen::of(&model, &context.stores);
+    match Box::pin(step(&model, object, (cached, Age::Cached), context)).await {
+        Err(error) if error.is_behind() => {}
+        result => return result,
+    }
+    // Nothing was taken away; once more, with what the API server says now. Others write, too, and may be faster.
+    let mut result = Err(ReconcileError::Uncertain);
+    for _ in 0..FRESH_ATTEMPTS {
+        let Some(fresh) = fresh::read(&context.client, object).await? else { return Ok(Action::await_change()) };
+        result = afresh(object, fresh, context).await;
+        if !result.as_ref().is_err_and(ReconcileError::is_behind) {
+            break;
+        }
+    }
+    result
+}
+
+/// A reconcile with what was read past the caches. `cached`: the object as the cache has it.
+async fn afresh(cached: &ModelDeployment, fresh: Fresh, context: &Context) -> Result<Action, ReconcileError> {
+    let Fresh { object, seen } = fresh;
+    let model = match DesiredModel::parse(&object) {
+        Ok(model) => model,
+        Err(problem) => return report_invalid(&object, context, &problem).await,
+    };
+    let desired = |status: Option<ModelDeploymentStatus>| status.as_ref().and_then(previous_desired);
+    if desired(object.status.clone()) != desired(previous_of(cached, context)) {
+        context.fleet.forget_decision(&model.uid);
+    }
+    Box::pin(step(&model, &object, (seen, Age::Fresh), context)).await
+}
+
+/// How old what is seen may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    /// From the watch caches, which may be behind.
+    Cached,
+    /// As new as this reconcile.
+    Fresh,
+}
+
+/// The five verbs.
+async fn step(
+    model: &DesiredModel,
+    object: &ModelDeployment,
+    (seen, age): (Seen, Age),
+    context: &Context,
+) -> Result<Action, ReconcileError> {
+    let observed = observe(model, object, seen, context).instrument(trace_span!("observe")).await;
+    let decided = trace_span!("decide").in_scope(|| decide(model, &observed, context));
+    if age == Age::Cached && is_uncertain(object, &observed, &decided, context).await? {
+        return Err(ReconcileError::Uncertain);
+    }
+    let applied = match trace_span!("render").in_scope(|| render(model, &decided, &context.settings)) {
+        Ok(children) => apply(model, &observed, &decided, children, context).instrument(trace_span!("apply")).await,
         Err(error) => Applied { error: Some(error), ..Applied::default() },
     };
-    report(&model, object, &observed, (decided, applied), context).instrument(trace_span!("report")).await
+    if age == Age::Cached && applied.error.as_ref().is_some_and(ReconcileError::is_behind) {
+        // Nothing is said about it either: what is seen is not what is there.
+        return Err(ReconcileError::Uncertain);
+    }
+    report(model, object, &observed, (decided, applied), context).instrument(trace_span!("report")).await
+}
+
+/// Whether this must not be done on a read that may be old: what takes servers or snapshots away never is, and a new
+/// revision is begun only for the object as it is now.
+async fn is_uncertain(
+    object: &ModelDeployment,
+    observed: &Observed,
+    decided: &Decided,
+    context: &Context,
+) -> Result<bool, ReconcileError> {
+    let Decided { rollout, snapshots, forgotten, .. } = decided;
+    let deployments = &observed.seen.deployments;
+    let shrinks = rollout.replicas.iter().any(|(revision, planned)| {
+        let asked = deployments.get(revision).and_then(|deployment| deployment.spec.as_ref()?.replicas);
+        asked.is_some_and(|asked| i64::from(asked) > i64::from(*planned))
+    });
+    let removes = !rollout.retired.is_empty() || !forgotten.is_empty() || !snapshots.replaced.is_empty();
+    if shrinks || removes || useless_locks(observed, decided).next().is_some() {
+        return Ok(true);
+    }
+    if rollout.replicas.keys().all(|revision| deployments.contains_key(revision)) {
+        return Ok(false);
+    }
+    let now = fresh::object(&context.client, object).await?;
+    Ok(now.is_none_or(|now| now.metadata.generation != object.metadata.generation))
 }
 
 /// What is there.
@@ -94,12 +148,15 @@ struct Observed {
     facts: BTreeMap<String, RevisionFacts>,
 }
 
-async fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Context) -> Observed {
-    let seen = Seen::of(model, &context.stores);
+/// The status as it stands: what was written last, while the cache still holds the one before it.
+fn previous_of(object: &ModelDeployment, context: &Context) -> Option<ModelDeploymentStatus> {
+    let (uid, version) = (object.metadata.uid.as_deref()?, object.metadata.resource_version.as_deref()?);
+    context.fleet.reported_over(uid, version).map(|reported| reported.status).or_else(|| object.status.clone())
+}
+
+async fn observe(model: &DesiredModel, object: &ModelDeployment, seen: Seen, context: &Context) -> Observed {
     let events = stuck::warnings(&context.client, seen.pods.iter().map(AsRef::as_ref)).await;
-    // What was written last, while the cache still holds the status before it.
-    let written = context.fleet.reported_over(&model.uid, object.metadata.resource_version.as_deref());
-    let previous = written.or_else(|| object.status.clone()).unwrap_or_default();
+    let previous = previous_of(object, context).unwrap_or_default();
     let view = context.fleet.view(model, previous_desired(&previous), context.clock());
     let facts = seen.deployments.iter().map(|(revision, deployment)| {
         let pods: Vec<_> = seen.pods_of(revision).map(AsRef::as_ref).collect();
@@ -126,6 +183,18 @@ async fn observe(model: &DesiredModel, object: &ModelDeployment, context: &Conte
         (revision.clone(), facts)
     });
     Observed { facts: facts.collect(), previous, seen, view }
+}
+
+/// The version of the object as it stands, as far as it is known.
+fn version_of(object: &ModelDeployment, context: &Context) -> Option<String> {
+    let (uid, version) = (object.metadata.uid.as_deref()?, object.metadata.resource_version.as_deref()?);
+    Some(
+        context
+            .fleet
+            .reported_over(uid, version)
+            .and_then(|reported| reported.made)
+            .unwrap_or_else(|| version.to_owned()),
+    )
 }
 
 /// The digest, as hex, that a revision is known to have: its servers' lock says it, and else the status.
@@ -375,16 +444,20 @@ async fn prune(observed: &Observed, decided: &Decided, context: &Context) -> Res
     for revision in &decided.forgotten {
         context.writer.delete(revision.as_ref()).await?;
     }
+    for lock in useless_locks(observed, decided) {
+        context.writer.delete(lock).await?;
+    }
+    Ok(())
+}
+
+/// A lock goes with its revision's snapshot.
+fn useless_locks<'a>(observed: &'a Observed, decided: &'a Decided) -> impl Iterator<Item = &'a ConfigMap> {
     let kept = |revision: &String| {
         let stored = observed.seen.revisions.get(revision);
         decided.snapshots.readable.contains_key(revision)
             || stored.is_some_and(|stored| !decided.forgotten.iter().any(|forgotten| Arc::ptr_eq(forgotten, stored)))
     };
-    // A lock goes with its revision's snapshot.
-    for (_, lock) in observed.seen.locks.iter().filter(|(revision, _)| !kept(revision)) {
-        context.writer.delete(lock.as_ref()).await?;
-    }
-    Ok(())
+    observed.seen.locks.iter().filter(move |(revision, _)| !kept(revision)).map(|(_, lock)| lock.as_ref())
 }
 
 /// Writes the status, also after a failure, and publishes what changed.
@@ -420,10 +493,8 @@ async fn report(
     let starting = stuck::look_again(seen.pods.iter().map(AsRef::as_ref), Timestamp::now());
     // Time alone makes a problem a stall, and Events tell of a probe.
     let troubled = facts.values().any(|facts| facts.problem.is_some() || facts.ready < facts.replicas);
-    // Spread out, so that the models that a new operator began with do not come back together.
-    let resync = RESYNC + jitter(&model.name, RESYNC);
     let soon = starting.or(decided.resolving.then_some(stuck::LOOK_AGAIN));
-    let next = soon.unwrap_or(if troubled { LOOK_AT_PROBLEM } else { resync });
+    let next = soon.unwrap_or(if troubled { LOOK_AT_PROBLEM } else { context.resync(&model.name) });
     applied.error.map_or(Ok(Action::requeue(next)), Err)
 }
 
@@ -446,9 +517,10 @@ async fn write(
     context: &Context,
 ) -> Result<(), ReconcileError> {
     if status != previous {
-        context.writer.status(object, status).await?;
+        let over = version_of(object, context);
+        let made = context.writer.status(object, over.as_deref(), status).await?;
         if let (Some(uid), Some(version)) = (&object.metadata.uid, &object.metadata.resource_version) {
-            context.fleet.reported(uid, version.clone(), status.clone());
+            context.fleet.reported(uid, version, made, status.clone());
         }
         for note in events::between(previous, status) {
             context.writer.publish(object, &note).await;

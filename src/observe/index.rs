@@ -88,6 +88,8 @@ struct Kept<K: Child> {
 struct Entry<K: Child> {
     owner: Arc<str>,
     packed: Packed,
+    /// The object's version: beside it, so that an object whose version is all that changed is still the same.
+    version: Option<Box<str>>,
     facts: Arc<K::Facts>,
     /// The last list that named it, or that was under way when it changed.
     list: u32,
@@ -125,8 +127,14 @@ impl<K: Child> Index<K> {
 
     /// The children of an owner, by name.
     pub fn of(&self, owner: &str) -> Vec<K> {
-        let packed: Vec<_> = self.read(|kept| kept.of(owner).map(|entry| entry.packed.clone()).collect());
-        packed.iter().filter_map(|packed| self.unpack(packed)).collect()
+        let kept: Vec<_> =
+            self.read(|kept| kept.of(owner).map(|entry| (entry.packed.clone(), entry.version.clone())).collect());
+        let unpacked = kept.into_iter().filter_map(|(packed, version)| {
+            let mut child = self.unpack(&packed)?;
+            child.meta_mut().resource_version = version.map(String::from);
+            Some(child)
+        });
+        unpacked.collect()
     }
 
     /// What is known every second of the children of an owner, by name.
@@ -142,7 +150,8 @@ impl<K: Child> Index<K> {
     fn insert(&self, mut child: K) -> Vec<Owner> {
         child.prune();
         let meta = child.meta_mut();
-        (meta.managed_fields, meta.resource_version) = (None, None);
+        meta.managed_fields = None;
+        let version = meta.resource_version.take().map(String::into_boxed_str);
         let owner = child.owner();
         let packed = match self.0.packer.pack(&child) {
             Ok(packed) => packed,
@@ -156,7 +165,7 @@ impl<K: Child> Index<K> {
             let place = self.write(|kept| kept.place(&child));
             return self.remove(&place);
         };
-        let entry = Entry { owner: owner.key.clone(), packed, facts: Arc::new(child.facts()), list: 0 };
+        let entry = Entry { owner: owner.key.clone(), packed, version, facts: Arc::new(child.facts()), list: 0 };
         let before = self.write(|kept| {
             let place = kept.place(&child);
             kept.insert(place, entry)
@@ -222,7 +231,7 @@ impl<K: Child> Kept<K> {
             && known.owner == entry.owner
         {
             if known.packed == entry.packed {
-                known.list = entry.list;
+                (known.list, known.version) = (entry.list, entry.version);
                 return Replaced::Same;
             }
             return Replaced::Other(std::mem::replace(known, entry));

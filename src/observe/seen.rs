@@ -42,9 +42,8 @@ impl Seen {
     /// Looks the model's children up.
     pub fn of(model: &DesiredModel, stores: &Stores) -> Self {
         let deployments = by_revision(stores.deployments.of(&model.uid));
-        let mut pods = stores.pods.of(&pods_key(&model.namespace, &model.name));
-        pods.retain(|pod| label(pod, names::REVISION).is_some_and(|revision| deployments.contains_key(revision)));
-        Self {
+        let pods = stores.pods.of(&pods_key(&model.namespace, &model.name));
+        let seen = Self {
             revisions: by_revision(stores.revisions.of(&model.uid)),
             locks: by_revision(stores.locks.of(&model.uid)),
             service: stores.services.of(&model.uid).into_iter().next().map(Arc::new),
@@ -52,7 +51,19 @@ impl Seen {
             policy: stores.policies.of(&model.uid).into_iter().next().map(Arc::new),
             deployments,
             pods: pods.into_iter().map(Arc::new).collect(),
-        }
+        };
+        seen.with_own_pods()
+    }
+
+    /// Keeps the pods that these Deployments made: those that are older belong to a deleted model of the same name.
+    pub(super) fn with_own_pods(mut self) -> Self {
+        let made = |object: &kube::core::ObjectMeta| object.creation_timestamp.as_ref().map(|time| time.0);
+        let deployments = &self.deployments;
+        self.pods.retain(|pod| {
+            let deployment = label(pod.as_ref(), names::REVISION).and_then(|revision| deployments.get(revision));
+            deployment.is_some_and(|deployment| made(&pod.metadata) >= made(&deployment.metadata))
+        });
+        self
     }
 
     /// The pods of a revision that are not on their way out.

@@ -7,7 +7,7 @@
 //! last of several waiters (kube-runtime 5.0, `DelayedInit`), and the controller is a waiter already. Until its cache is
 //! filled a watch wakes nobody: every model is reconciled anyway when the ModelDeployments come in.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, channel::mpsc};
 use k8s_openapi::api::{
@@ -29,6 +29,7 @@ use tokio::{sync::watch, task::JoinSet};
 use super::{
     index::{Child, Index},
     models::Watched,
+    relist,
 };
 use crate::{api::names, metrics::Metrics};
 
@@ -56,15 +57,16 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Fills the caches for as long as `tasks` live, and wakes the models whose children change.
+    /// Fills the caches for as long as `tasks` live, from the start after each `relist`, and wakes the models whose
+    /// children change.
     pub fn watch(
         client: &Client,
-        filling: &Filling,
+        (filling, relist): (&Filling, Duration),
         (wake, metrics): (&Wake, &Metrics),
         tasks: &mut JoinSet<()>,
     ) -> Self {
         let stores = Self::default();
-        let mut watching = Watching { client, filling, wake, metrics, tasks };
+        let mut watching = Watching { client, filling, relist, wake, metrics, tasks };
         let Self { revisions, deployments, locks, services, budgets, policies, pods } = &stores;
         watching.begin(revisions);
         watching.begin(deployments);
@@ -107,6 +109,7 @@ impl Filling {
 struct Watching<'a> {
     client: &'a Client,
     filling: &'a Filling,
+    relist: Duration,
     wake: &'a Wake,
     metrics: &'a Metrics,
     tasks: &'a mut JoinSet<()>,
@@ -119,7 +122,7 @@ impl Watching<'_> {
         let metrics = self.metrics.clone();
         let ours =
             watcher::Config::default().page_size(PAGE).labels(&format!("{}={}", names::MANAGED_BY, names::MANAGER));
-        let mut events = watcher(Api::<K>::all(self.client.clone()), ours).default_backoff().boxed();
+        let mut events = relist::watch(&Api::<K>::all(self.client.clone()), &ours, self.relist).boxed();
         filling.one_more();
         self.tasks.spawn(async move {
             let mut filled = false;
@@ -140,10 +143,11 @@ impl Watching<'_> {
     }
 }
 
-/// Fills the cache of ModelDeployments for as long as `tasks` live, and wakes those that change.
+/// Fills the cache of ModelDeployments for as long as `tasks` live, from the start after each `relist`, and wakes those
+/// that change.
 pub fn watch_models(
     client: &Client,
-    filling: &Filling,
+    (filling, relist): (&Filling, Duration),
     (wake, metrics): (&Wake, &Metrics),
     tasks: &mut JoinSet<()>,
 ) -> Store<Watched> {
@@ -151,8 +155,8 @@ pub fn watch_models(
     let (filling, wake, metrics) = (filling.clone(), wake.clone(), metrics.clone());
     filling.one_more();
     let models = Api::<Watched>::all(client.clone());
-    let mut events =
-        watcher(models, watcher::Config::default().page_size(PAGE)).default_backoff().reflect(writer).boxed();
+    let all = watcher::Config::default().page_size(PAGE);
+    let mut events = relist::watch(&models, &all, relist).reflect(writer).boxed();
     tasks.spawn(async move {
         let mut filled = false;
         while let Some(event) = events.next().await {

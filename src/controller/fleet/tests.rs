@@ -190,10 +190,13 @@ fn words_that_change_for_a_moment_are_not_shown() {
 fn a_status_that_was_written_holds_until_the_cache_has_a_newer_one() {
     let fleet = Fleet::default();
     let status = ModelDeploymentStatus { replicas: 7, ..ModelDeploymentStatus::default() };
-    fleet.reported("0b51", "41".into(), status.clone());
-    assert_eq!(fleet.reported_over("0b51", Some("41")), Some(status));
-    assert_eq!(fleet.reported_over("0b51", Some("42")), None);
-    assert_eq!(fleet.reported_over("0b51", Some("41")), None, "forgotten since");
+    fleet.reported("0b51", "41", Some("42".into()), ModelDeploymentStatus::default());
+    fleet.reported("0b51", "41", Some("43".into()), status.clone());
+    for older in ["41", "42"] {
+        assert_eq!(fleet.reported_over("0b51", older).map(|reported| reported.status), Some(status.clone()));
+    }
+    assert_eq!(fleet.reported_over("0b51", "43"), None);
+    assert_eq!(fleet.reported_over("0b51", "41"), None, "forgotten since");
 }
 
 #[test]
