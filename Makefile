@@ -53,6 +53,10 @@ scale-test: setup ## Some hundred models on one operator: counts of calls, write
 bench: setup ## Ten thousand models on one operator, about half an hour; the table goes into docs/performance.md
 	tests/scale/run --models 10000 --namespaces 20 --edits 300 --rest 120 --limit 1800 --figures --report docs/performance.md
 
+.PHONY: faults-test
+faults-test: setup ## Nothing is lost when the operator dies or the API server misbehaves (ARGS: for the program)
+	tests/faults/run $(ARGS)
+
 .PHONY: e2e
 e2e: setup ## The whole on a real cluster (ARGS: for pytest)
 	tests/e2e/run $(ARGS)

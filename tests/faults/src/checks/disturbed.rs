@@ -1,0 +1,97 @@
+//! An update while the API server refuses, loses or delays calls: nobody is served less, nobody calls without end, and
+//! afterwards all is as if nothing had been.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use crate::{
+    checks::steps::{Course, WITHIN},
+    fault::{Disturbance, Fault},
+    report::Row,
+    rig::{Goal, Lab, Rig},
+    scenario::Scenario,
+};
+
+/// How long the disturbance lasts.
+const LASTS: Duration = Duration::from_secs(20);
+/// Calls that one operator with one model may make in that time.
+const CALLS: usize = 120;
+
+/// What is tried, in words.
+pub const DISTURBANCES: &[(&str, Disturbance)] = &[
+    ("conflicts", Disturbance::Refuse { code: 409, retry_after: None }),
+    ("429 with Retry-After", Disturbance::Refuse { code: 429, retry_after: Some(4) }),
+    ("500", Disturbance::Refuse { code: 500, retry_after: None }),
+    ("504", Disturbance::Refuse { code: 504, retry_after: None }),
+    ("500 for Deployments only", Disturbance::RefuseKind { kind: "deployments", code: 500 }),
+    ("503 for everything", Disturbance::RefuseAll { code: 503 }),
+    ("lost answers", Disturbance::Reset),
+    ("no answers", Disturbance::Silent),
+    ("answers 2 s late", Disturbance::Slow(Duration::from_secs(2))),
+    ("watches cut off in the middle", Disturbance::Truncate),
+    ("watches that are told 410 Gone", Disturbance::Gone),
+];
+
+/// Plays a scenario under a disturbance.
+pub async fn update(lab: &Lab, scenario: &Scenario, course: &Course, index: usize) -> Row {
+    let (words, disturbance) = DISTURBANCES[index];
+    let started = Instant::now();
+    let mut calls = 0;
+    let result = play(lab, scenario, course, (disturbance, index, &mut calls)).await;
+    Row {
+        scenario: scenario.name.to_owned(),
+        fault: words.to_owned(),
+        hit: format!("({calls} calls in {} s)", LASTS.as_secs()),
+        took: started.elapsed(),
+        result: result.map_err(|error| format!("{error:#}")),
+    }
+}
+
+async fn play(
+    lab: &Lab,
+    scenario: &Scenario,
+    course: &Course,
+    (disturbance, index, calls): (Disturbance, usize, &mut usize),
+) -> anyhow::Result<()> {
+    let mut rig = Rig::new(lab, &format!("{}-disturbed-{index}", scenario.name)).await?;
+    rig.start(Fault::Calm).await?;
+    let mut expected = course.states.iter();
+    for act in scenario.base {
+        rig.act(*act).await?;
+        rig.reach(Goal::Same(expected.next().context("no course")?), WITHIN).await?;
+    }
+    lab.world.watch_floor(&rig.namespace);
+    rig.proxy()?.set(Fault::Disturb(disturbance));
+    let (before, began) = (rig.log.entries().len(), Instant::now());
+    for act in scenario.acts {
+        rig.act(*act).await?;
+    }
+    let mut told = None;
+    while began.elapsed() < LASTS {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        told = told.or_else(|| apply_failed(&rig.state()));
+    }
+    *calls = rig.log.entries().len() - before;
+    rig.proxy()?.set(Fault::Calm);
+    ensure!(*calls <= CALLS, "{calls} calls in {} s are too many\n{}", LASTS.as_secs(), rig.last_words());
+    if matches!(disturbance, Disturbance::RefuseKind { .. }) {
+        let told = told.context("the status told nothing of it")?;
+        ensure!(told.contains("Deployment") && told.contains("500"), "the status told: {told}");
+    }
+    rig.reach(Goal::Same(expected.next().context("no course")?), WITHIN).await?;
+    let pods = lab.world.pods(&rig.namespace);
+    let fewest = pods.fewest_ready.unwrap_or_default();
+    ensure!(fewest >= scenario.floor, "only {fewest} servers were ready at once, {} are promised", scenario.floor);
+    ensure!(pods.created.len() <= course.pods, "{} pods were made, {} undisturbed", pods.created.len(), course.pods);
+    rig.clear().await;
+    Ok(())
+}
+
+/// What the status tells of writes that failed.
+fn apply_failed(state: &Value) -> Option<String> {
+    let conditions = state["ModelDeployment/m"]["status"]["conditions"].as_array()?;
+    let failed = conditions.iter().find(|condition| condition["reason"] == "ApplyFailed")?;
+    Some(failed["message"].as_str().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,61 @@
+//! The real operator, as a process.
+
+use std::{
+    fs::File,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::Context;
+
+/// How operators are started.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The binary.
+    pub path: PathBuf,
+    /// The image that it runs models in.
+    pub server_image: String,
+    /// Where kubeconfigs and logs go.
+    pub folder: PathBuf,
+}
+
+impl Program {
+    /// Starts `ortolan run` against the proxy at `address`. Its log goes to `NAME.log` in the folder.
+    pub fn start(&self, name: &str, address: SocketAddr) -> anyhow::Result<Child> {
+        let kubeconfig = self.folder.join(format!("{name}.{}.kubeconfig", address.port()));
+        std::fs::write(&kubeconfig, kubeconfig_of(address)).context("cannot write a kubeconfig")?;
+        let log = File::options().create(true).append(true).open(self.log(name)).context("cannot write a log")?;
+        Command::new(&self.path)
+            .args(["run", "--operations-address=127.0.0.1:0", "--log-format=text", "--log=info,ortolan=debug"])
+            .arg(format!("--server-image={}", self.server_image))
+            .env_clear()
+            .env("KUBECONFIG", kubeconfig)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.path.display()))
+    }
+
+    /// Where the log of the operators of this name is.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.log"))
+    }
+
+    /// The last lines of that log.
+    pub fn last_words(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(Path::new(&self.log(name))).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+fn kubeconfig_of(address: SocketAddr) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: proxy\n\
+         clusters: [{{name: proxy, cluster: {{server: \"http://{address}\"}}}}]\n\
+         users: [{{name: nobody, user: {{}}}}]\n\
+         contexts: [{{name: proxy, context: {{cluster: proxy, user: nobody}}}}]\n"
+    )
+}

@@ -1,0 +1,56 @@
+//! What was tried, as a table.
+
+use std::{collections::BTreeMap, io::Write, time::Duration};
+
+/// One fault that was tried.
+#[derive(Debug)]
+pub struct Row {
+    /// What the user did.
+    pub scenario: String,
+    /// What went wrong.
+    pub fault: String,
+    /// What exactly it hit.
+    pub hit: String,
+    /// How long it took until all was as it should be.
+    pub took: Duration,
+    /// Why it is not as it should be.
+    pub result: Result<(), String>,
+}
+
+/// Prints a line at once, for who watches.
+pub fn say(line: &str) {
+    // Nobody reads on: nothing to be done.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Prints a line for each scenario and kind of fault; whether all is well.
+pub fn print(rows: &[Row]) -> bool {
+    let mut groups: BTreeMap<(&str, &str), Vec<&Row>> = BTreeMap::new();
+    for row in rows {
+        let kind = row.fault.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == ' ');
+        groups.entry((&row.scenario, kind)).or_default().push(row);
+    }
+    say(&format!("\n{:<10} {:<44} {:>6} {:>6} {:>8} {:>8}", "scenario", "fault", "tried", "good", "median", "longest"));
+    for ((scenario, kind), rows) in &groups {
+        let good = rows.iter().filter(|row| row.result.is_ok()).count();
+        let mut took: Vec<_> = rows.iter().map(|row| row.took.as_secs_f64()).collect();
+        took.sort_by(f64::total_cmp);
+        let (median, longest) = (took[took.len() / 2], took[took.len() - 1]);
+        say(&format!("{scenario:<10} {kind:<44} {:>6} {good:>6} {median:>6.1} s {longest:>6.1} s", rows.len()));
+    }
+    let failed = rows.iter().filter(|row| row.result.is_err()).count();
+    say(&format!("\n{} tried, {failed} failed", rows.len()));
+    failed == 0
+}
+
+impl Row {
+    /// One line.
+    pub fn say(&self) {
+        let fault = format!("{} {}", self.fault, self.hit);
+        let result = if self.result.is_ok() { "ok" } else { "FAILED" };
+        say(&format!("{:<10} {fault:<90} {result} {:.1} s", self.scenario, self.took.as_secs_f64()));
+        if let Err(why) = &self.result {
+            say(&format!("    {why}"));
+        }
+    }
+}
