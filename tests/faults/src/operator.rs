@@ -21,13 +21,15 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts `ortolan run` against the proxy at `address`. Its log goes to `NAME.log` in the folder.
-    pub fn start(&self, name: &str, address: SocketAddr) -> anyhow::Result<Child> {
+    /// Starts `ortolan run` against the proxy at `address`, which lists everything anew after `relist` seconds. Its log
+    /// goes to `NAME.log` in the folder.
+    pub fn start(&self, name: &str, address: SocketAddr, relist: u32) -> anyhow::Result<Child> {
         let kubeconfig = self.folder.join(format!("{name}.{}.kubeconfig", address.port()));
         std::fs::write(&kubeconfig, kubeconfig_of(address)).context("cannot write a kubeconfig")?;
         let log = File::options().create(true).append(true).open(self.log(name)).context("cannot write a log")?;
         Command::new(&self.path)
             .args(["run", "--operations-address=127.0.0.1:0", "--log-format=text", "--log=info,ortolan=debug"])
+            .args(["--leader-elect=false", &format!("--relist={relist}s")])
             .arg(format!("--server-image={}", self.server_image))
             .env_clear()
             .env("KUBECONFIG", kubeconfig)

@@ -21,7 +21,7 @@ use crate::{
 /// No write for this long, and what was reached is the end.
 const QUIET: Duration = Duration::from_millis(1500);
 /// The kinds that an operator watches.
-const KINDS: usize = 6;
+const KINDS: usize = 8;
 /// Between two looks at what was reached.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -54,6 +54,8 @@ pub struct Rig<'a> {
     /// What went through.
     pub log: Arc<Log>,
     proxy: Option<Proxy>,
+    /// After how many seconds operators list everything anew.
+    pub relist: u32,
     /// The UID and generation of the model that there is, after the last act.
     model: Option<(String, i64)>,
 }
@@ -62,14 +64,14 @@ impl<'a> Rig<'a> {
     /// A new namespace; no operator yet.
     pub async fn new(lab: &'a Lab, name: &str) -> anyhow::Result<Self> {
         scenario::prepare(&lab.world.client, name).await.context("the namespace cannot be made")?;
-        Ok(Self { lab, namespace: name.to_owned(), log: Arc::default(), proxy: None, model: None })
+        Ok(Self { lab, namespace: name.to_owned(), log: Arc::default(), proxy: None, relist: 1800, model: None })
     }
 
     /// Starts an operator behind a proxy with this fault; one that still runs is killed.
     pub async fn start(&mut self, fault: Fault) -> anyhow::Result<()> {
         self.proxy = None;
         let proxy = Proxy::start(self.lab.upstream.clone(), &self.namespace, self.log.clone(), fault).await?;
-        proxy.is_for(self.lab.program.start(&self.namespace, proxy.address)?);
+        proxy.is_for(self.lab.program.start(&self.namespace, proxy.address, self.relist)?);
         self.proxy = Some(proxy);
         Ok(())
     }
