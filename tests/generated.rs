@@ -17,6 +17,36 @@ fn the_custom_resource_definition_stays_small() {
     assert!(size < 100_000, "{size} bytes");
 }
 
+/// Whatever is named is in the ModelDeployment's own namespace, and a pod is never described freely.
+#[test]
+fn no_field_names_a_namespace_or_holds_a_pod() {
+    fn names(schema: &serde_json::Value, found: &mut Vec<String>) {
+        match schema {
+            serde_json::Value::Object(map) => {
+                found.extend(
+                    map.get("properties")
+                        .and_then(|inner| inner.as_object())
+                        .into_iter()
+                        .flat_map(|inner| inner.keys().cloned()),
+                );
+                map.values().for_each(|inner| names(inner, found));
+            }
+            serde_json::Value::Array(list) => list.iter().for_each(|inner| names(inner, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    names(&serde_json::to_value(ModelDeployment::crd()).unwrap(), &mut found);
+    assert!(found.iter().any(|name| name == "scheduling"));
+    for name in found {
+        let name = name.to_lowercase();
+        assert!(
+            !["namespace", "podtemplate", "podspec", "containers"].iter().any(|word| name.contains(word)),
+            "{name}"
+        );
+    }
+}
+
 /// The schema promises a structure without floats: they do not survive every client.
 #[test]
 fn the_schema_holds_no_floats() {

@@ -124,6 +124,24 @@ def test_the_operator_may_not_read_secrets_nor_grant_anything():
     assert kubectl("auth", "can-i", "patch", "modeldeployments/status", "--subresource=status", "--all-namespaces", "--as", OPERATOR).strip() == "yes"
 
 
+def test_a_place_that_reaches_beyond_the_namespace_is_refused():
+    everything = {"operator": "Exists"}
+    for scheduling, words in [
+        ({"priorityClassName": "system-cluster-critical"}, "must not begin with system-"),
+        ({"tolerations": [everything]}, "tolerations[0].key"),
+        ({"tolerations": [{**everything, "key": "node-role.kubernetes.io/control-plane"}]}, "the control plane's nodes"),
+        ({"tolerations": [{**everything, "key": "node.kubernetes.io/unschedulable"}]}, "only not-ready and unreachable"),
+        ({"nodeSelector": {"a b": "c"}}, "must be a node's label"),
+        ({"nodeSelector": {"a": "x" * 64}}, "may not be more than 63"),
+        ({"spread": [{"topologyKey": "zone", "maxSkew": 0}]}, "greater than or equal to 1"),
+        ({"spread": [{"topologyKey": "zone"}, {"topologyKey": "zone", "maxSkew": 2}]}, "Duplicate value"),
+        ({"affinity": {}}, 'unknown field "spec.scheduling.affinity"'),
+    ]:
+        with pytest.raises(KubectlError) as refused:
+            kubectl("apply", "--dry-run=server", "--filename", "-", stdin=json.dumps(naming(scheduling=scheduling)))
+        assert words in str(refused.value), f"{scheduling}: {refused.value}"
+
+
 def processes_of(pod: dict) -> list[pathlib.Path]:
     """Below /proc: the processes of a pod. The nodes of the test cluster are on this machine."""
     uid = pod["metadata"]["uid"]
