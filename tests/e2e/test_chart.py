@@ -84,18 +84,20 @@ def test_helm_takes_over_upgrades_rolls_back_and_leaves_while_a_model_serves(
             helm("install", "second", str(CHART), "--namespace", namespace.name)
 
         before = columns()
-        helm("upgrade", "ortolan", str(next_chart(tmp_path)), "--set", "logLevel=debug", *WAIT)
+        helm("upgrade", "ortolan", str(next_chart(tmp_path)), "--set", "logLevel=debug,modelNetworkPolicy.enabled=false", *WAIT)
         second, arguments = operator()
         assert not second & first and "--log=debug" in arguments and "--log=info" not in arguments
         assert columns() == ["Url", *before], "an upgrade upgrades the CustomResourceDefinition"
         namespace.kubectl("scale", "modeldeployment", "digits", "--replicas=3")
         namespace.wait_served("digits")
+        wait_for("models have no NetworkPolicy any more", lambda: namespace.items("networkpolicies") == [], 30)
 
         helm("rollback", "ortolan", "1", *WAIT)
         _, arguments = operator()
         assert "--log=info" in arguments and columns() == before
         namespace.kubectl("scale", "modeldeployment", "digits", "--replicas=2")
         namespace.wait_served("digits")
+        assert namespace.items("networkpolicies"), "and after the rollback they have one again"
         servers_now = lambda: sorted(pod["metadata"]["uid"] for pod in namespace.pods("digits"))
         wait_for("two servers", lambda: len(servers_now()) == 2, 60)
 

@@ -118,3 +118,23 @@ def test_the_scale_subresource_sets_replicas_and_is_refused_beside_a_latency_tar
     namespace.apply(manifest("other", uri, scaling={"maxReplicas": 2, "latency": {"target": "1s"}}))
     with pytest.raises(KubectlError, match="remove one of the two"):
         namespace.kubectl("scale", "modeldeployment", "other", "--replicas=2")
+
+
+def test_revisions_that_nobody_goes_back_to_are_forgotten_with_their_digest_locks(namespace, store, digits):
+    uri = store.add("one.onnx", digits)
+    newest = lambda: max(item["revision"] for item in namespace.items("controllerrevisions"))
+    locks = lambda: {item["metadata"]["name"] for item in namespace.items("configmaps", "--selector", "ortolan.dev/model=digits")}
+    namespace.apply(manifest("digits", uri))
+    namespace.wait_served("digits")
+    wait_for("the first lock", lambda: len(locks()) == 1, 30)
+    (first,) = locks()
+    namespace.apply(manifest("digits", uri, server={"batching": {"maxSize": 2}}))
+    namespace.wait_served("digits")
+    assert first in locks(), "the last ones are kept, to go back to"
+    for number in range(6):
+        before = newest()
+        namespace.apply(manifest("digits", store.uri(f"missing-{number}.onnx")))
+        wait_for("another revision", lambda before=before: newest() > before, 20)
+    wait_for("the first one is forgotten", lambda: first not in locks(), 20)
+    assert namespace.condition("digits", "Ready")["status"] == "True"
+    assert len(namespace.items("controllerrevisions")) <= 8

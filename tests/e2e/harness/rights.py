@@ -61,19 +61,13 @@ def granted() -> set[tuple[str, str, str]]:
     }
 
 
-def is_refused(annotations: dict) -> bool:
-    """Whether a call was refused by an API server that knew the operator's role: one that has just started does not yet."""
-    unknown = 'clusterrole.rbac.authorization.k8s.io "ortolan" not found' in annotations.get("authorization.k8s.io/reason", "")
-    return annotations.get("authorization.k8s.io/decision") == "forbid" and not unknown
-
-
 def check(complete: bool) -> None:
     """Fails where a call was made that the roles do not grant; after a `complete` run also where they grant what was never
     called."""
     made, may = used(), granted()
     assert made, "the API server wrote down no call of the operator: is --audit-log-path set (tests/cluster)?"
-    forbidden = [call for call in calls() if is_refused(call.get("annotations", {}))]
-    assert not forbidden, f"refused calls of the operator: {sorted({right(call) for call in forbidden})}"
+    # A call that was refused although it is granted came while the roles were not there: Helm takes them away before the
+    # operator's last call, and an API server that has just started does not know them yet.
     beyond = set(made) - may
     assert not beyond, f"calls that the operator's own roles do not grant: {sorted(beyond)}"
     unused = may - set(made) - NEVER_CALLED
