@@ -1,6 +1,6 @@
 //! Objects as the watch caches keep them: JSON, compressed against the first object of the same kind.
 //!
-//! Ten thousand models have fifty thousand children, and a Deployment takes 8 KB as a Rust value: nearly all of it
+//! Ten thousand models have fifty thousand children, and a Deployment takes several KB as a Rust value: nearly all of it
 //! empty options and text that is the same in every other Deployment. Packed it takes a few hundred bytes, whatever its
 //! kind, and nothing of it is lost: what was rendered is still compared with all that is there. It is unpacked when its
 //! model is reconciled; what is needed every second is kept beside it (see [`super::index::Child::Facts`]).
