@@ -23,7 +23,7 @@ demo-down: ## Takes the demo away again
 	@demo/down
 
 .PHONY: test
-test: check chart-test docker-test cluster-test scale-test e2e ## Everything that proves the project
+test: check chart-test gitops-test docker-test cluster-test scale-test e2e ## Everything that proves the project
 
 .PHONY: check
 check: setup ## Format, lints, licences, generated files, unit tests
@@ -40,6 +40,10 @@ chart-test: setup ## The Helm chart, without a cluster
 .PHONY: docker-test
 docker-test: setup ## The images with a real Docker engine
 	tests/docker/run $(ARGS)
+
+.PHONY: gitops-test
+gitops-test: setup ## What Flux and Argo CD make of models, without a cluster
+	tests/gitops/run
 
 .PHONY: cluster-test
 cluster-test: setup ## The test cluster keeps its promises

@@ -59,10 +59,8 @@ pub use status::{LatencyStatus, ModelDeploymentStatus, RevisionStatus, ScalingSt
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.replicas) || !has(self.scaling.latency)")
-        .message("replicas is set by hand or by an autoscaler of your own; with scaling.latency Ortolan decides: remove one of the two"),
-    validation = Rule::new("!has(self.replicas) || self.replicas >= self.scaling.minReplicas")
-        .message("replicas must not be below scaling.minReplicas")
+    validation = Rule::new("self.replicas == 1 || !has(self.scaling.latency)")
+        .message("replicas is set by hand or by an autoscaler of your own; with scaling.latency Ortolan decides: remove one of the two")
 )]
 pub struct ModelDeploymentSpec {
     /// The model that is served.
@@ -79,11 +77,16 @@ pub struct ModelDeploymentSpec {
     /// Where the servers may run.
     #[serde(default, skip_serializing_if = "Scheduling::is_default")]
     pub scheduling: Scheduling,
-    /// A fixed number of inference servers, for `kubectl scale` and for an autoscaler of your own. Only without
-    /// `scaling.latency`; `scaling.minReplicas` when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The number of inference servers, for `kubectl scale` and for an autoscaler of your own; never fewer than
+    /// `scaling.minReplicas`. With `scaling.latency` Ortolan decides, and this must stay at its default.
+    #[serde(default = "default_replicas")]
     #[schemars(range(min = 1, max = 1000), extend("format" = "int32"))]
-    pub replicas: Option<u32>,
+    pub replicas: u32,
+}
+
+/// Without a default the scale subresource is an error until somebody has scaled once, and an autoscaler never does.
+fn default_replicas() -> u32 {
+    1
 }
 
 /// Where the model's bytes come from.

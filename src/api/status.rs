@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 /// What Ortolan observed and decided.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+// Written by the API server into an object that is new, so that nobody takes it for one that is as it should be.
+#[schemars(extend("default" = {"observedGeneration": -1}))]
 pub struct ModelDeploymentStatus {
-    /// The generation of `spec` that the whole of this status is about; behind while a change could not be carried out.
+    /// The generation of `spec` that the whole of this status is about; behind while a change could not be carried out,
+    /// -1 before the first look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// What holds (`Ready`, `ArtifactResolved`, `ModelLoaded`, `WorkloadAvailable`, `RouteReady`, `ScalingActive`) and, only while it is so,

@@ -194,7 +194,7 @@ impl ScalingGoal {
     fn parse(spec: &ModelDeploymentSpec) -> Result<Self, InvalidSpec> {
         let Scaling { min_replicas: min, max_replicas, latency } = &spec.scaling;
         match latency {
-            None => Ok(Self::Fixed(spec.replicas.unwrap_or(*min))),
+            None => Ok(Self::Fixed(spec.replicas.max(*min))),
             Some(latency) => Ok(Self::Latency {
                 min: *min,
                 max: max_replicas.unwrap_or(*min).max(*min),
@@ -314,6 +314,21 @@ mod tests {
         replaced.model.version = Some("2".into());
         assert_ne!(hash(&plain), hash(&replaced));
         assert_ne!(hash(&plain), hash(&spec("https://h/n.onnx")));
+    }
+
+    #[test]
+    fn a_fixed_number_of_servers_is_never_below_the_fewest() {
+        for (scale, servers) in [
+            (serde_json::json!({}), 1),
+            (serde_json::json!({"replicas": 3}), 3),
+            (serde_json::json!({"scaling": {"minReplicas": 2}}), 2),
+            (serde_json::json!({"replicas": 1, "scaling": {"minReplicas": 2}}), 2),
+        ] {
+            let mut spec = serde_json::json!({"model": {"uri": "https://h/m"}});
+            spec.as_object_mut().unwrap().extend(scale.as_object().unwrap().clone());
+            let goal = ScalingGoal::parse(&serde_json::from_value(spec).unwrap()).unwrap();
+            assert_eq!(goal, ScalingGoal::Fixed(servers), "{scale}");
+        }
     }
 
     /// A released hash never changes: a changed one would roll every model pod when the operator is upgraded.

@@ -228,20 +228,27 @@ fn is_overdue(facts: &Facts<'_>) -> bool {
         && (was_late || since.is_some_and(|since| facts.now.duration_since(since).as_secs_f64() >= deadline))
 }
 
-/// The spec is being carried out.
+/// The spec is being carried out. Servers that are added, taken away or replaced once it was are not this, unless
+/// something keeps them from serving: a model that follows its load would seem to change for ever.
 fn reconciling(facts: &Facts<'_>) -> Option<Verdict> {
     if let Some(error) = &facts.apply_error {
         return Some(not_applied("True", error));
     }
+    let target = facts.target().map(|(revision, _)| revision);
+    let other = facts.revisions.keys().find(|revision| Some(revision.as_str()) != target);
     let (ready, replicas, desired) = (facts.ready(), facts.replicas(), facts.desired);
-    let (reason, text) = match (&facts.rollout.stable, &facts.rollout.candidate) {
-        (Some(stable), Some(candidate)) => (reason::ROLLING_OUT, format!("revision {candidate} is replacing {stable}")),
-        _ if ready < desired || replicas > desired => {
+    let problem = facts.problem();
+    let (reason, text) = match (&facts.rollout.stable, &facts.rollout.candidate, other) {
+        (Some(stable), Some(candidate), _) => {
+            (reason::ROLLING_OUT, format!("revision {candidate} is replacing {stable}"))
+        }
+        (_, _, Some(other)) => (reason::ROLLING_OUT, format!("the servers of revision {other} are being taken away")),
+        _ if (ready < desired || replicas > desired) && (problem.is_some() || !carried_out_before(facts)) => {
             (reason::STARTING, format!("{ready} of {desired} servers answer"))
         }
         _ => return None,
     };
-    Some(match facts.problem() {
+    Some(match problem {
         Some(problem) => verdict("True", problem.reason, format!("{text}: {}", problem.message)),
         None => verdict("True", reason, text),
     })
@@ -252,6 +259,12 @@ fn not_applied(status: &'static str, error: &str) -> Verdict {
     let reason =
         Some(problems::refusal(error).0).filter(|_| error.contains("is forbidden: ")).unwrap_or(reason::APPLY_FAILED);
     verdict(status, reason, error)
+}
+
+/// This spec was carried out at some time: since then, only what is around it has changed.
+fn carried_out_before(facts: &Facts<'_>) -> bool {
+    let holds = |type_| facts.previous.conditions.iter().any(|before| before.type_ == type_ && before.status == "True");
+    facts.previous.observed_generation == Some(facts.model.generation) && !holds(RECONCILING) && !holds(STALLED)
 }
 
 /// What a condition said before: an operator that has just started knows no better than the one before it.

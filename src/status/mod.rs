@@ -1,8 +1,8 @@
 //! `(model, what is seen, what was decided, what was applied) → status`.
 //!
 //! Pure. Conditions follow kstatus: `Reconciling` and `Stalled` are there only while they hold; `observedGeneration`
-//! is written only when everything that this generation asks for was applied; a transition time moves only when the
-//! status it is about does.
+//! is written only when everything that this generation asks for was applied, or can never be; a transition time moves
+//! only when the status it is about does.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -117,14 +117,16 @@ pub fn derive(facts: &Facts<'_>) -> ModelDeploymentStatus {
     }
 }
 
-/// The status of a model that could not be parsed: everything stays but the conditions.
+/// The status of a model that could not be parsed: everything stays but the conditions. Nothing else will be said about
+/// this generation, so it counts as observed; whoever waits for it would wait for ever otherwise.
 pub fn invalid(
     generation: Option<i64>,
     previous: &ModelDeploymentStatus,
     problem: &str,
     now: Timestamp,
 ) -> ModelDeploymentStatus {
-    ModelDeploymentStatus { conditions: conditions::invalid(generation, previous, problem, now), ..previous.clone() }
+    let conditions = conditions::invalid(generation, previous, problem, now);
+    ModelDeploymentStatus { observed_generation: generation, conditions, ..previous.clone() }
 }
 
 fn variants(facts: &Facts<'_>) -> Vec<VariantStatus> {

@@ -170,6 +170,48 @@ fn a_rollout_under_way() {
     insta::assert_snapshot!(situation.text());
 }
 
+/// Whether `Reconciling` holds, and with which message.
+fn reconciling(situation: &Situation) -> Option<String> {
+    let status = situation.status(NOW);
+    let found = status.conditions.into_iter().find(|condition| condition.type_ == conditions::RECONCILING)?;
+    Some(format!("{}: {}", found.reason, found.message))
+}
+
+#[test]
+fn servers_that_load_adds_are_no_change_under_way() {
+    let mut situation = Situation::serving();
+    situation.revisions.get_mut("a").unwrap().ready = 1;
+    assert_eq!(reconciling(&situation).as_deref(), Some("Starting: 1 of 2 servers answer"), "they are of a new spec");
+    situation.previous = situation.status(NOW);
+    assert!(reconciling(&situation).is_some(), "and still are");
+    situation.revisions.get_mut("a").unwrap().ready = 2;
+    assert_eq!(reconciling(&situation), None);
+    situation.previous = situation.status(NOW);
+    situation.revisions.get_mut("a").unwrap().ready = 1;
+    assert_eq!(reconciling(&situation), None, "the spec was carried out before");
+    situation.previous.observed_generation = Some(2);
+    assert!(reconciling(&situation).is_some(), "but another one was");
+}
+
+#[test]
+fn a_change_is_under_way_until_the_servers_of_other_revisions_are_gone() {
+    let mut situation = Situation::serving();
+    situation.previous = situation.status(NOW);
+    // On the way to b somebody went back to a: one server of each, as many as there should be.
+    let one = RevisionFacts { replicas: 1, ready: 1, ..RevisionFacts::default() };
+    situation.revisions = BTreeMap::from([("a".to_owned(), one.clone()), ("b".to_owned(), one)]);
+    let message = "RollingOut: the servers of revision b are being taken away";
+    assert_eq!(reconciling(&situation).as_deref(), Some(message));
+}
+
+#[test]
+fn a_failure_that_is_over_is_a_change_under_way_until_all_servers_answer() {
+    let mut situation = Situation::new().problem("a", "SourceNotFound", Stage::Artifact, true);
+    situation.previous = situation.status(NOW);
+    situation.revisions = BTreeMap::from([("a".to_owned(), RevisionFacts { ready: 1, ..RevisionFacts::default() })]);
+    assert_eq!(reconciling(&situation).as_deref(), Some("Starting: 1 of 2 servers answer"));
+}
+
 #[test]
 fn a_server_that_was_lost() {
     let mut situation = Situation::serving().problem("a", "Unschedulable", Stage::Workload, false);
@@ -280,7 +322,7 @@ fn an_object_that_cannot_be_parsed_says_so_and_keeps_the_rest() {
     let serving = Situation::serving().status(NOW);
     let status = invalid(Some(4), &serving, "spec.model.uri must be …", NOW);
     assert_eq!(status.stable, serving.stable);
-    assert_eq!(status.observed_generation, Some(3));
+    assert_eq!(status.observed_generation, Some(4), "kstatus asks for Stalled only once the generation is observed");
     let stalled = status.conditions.iter().find(|condition| condition.type_ == conditions::STALLED).unwrap();
     assert_eq!((stalled.reason.as_str(), stalled.observed_generation), ("InvalidSpec", Some(4)));
 }

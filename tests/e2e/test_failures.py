@@ -74,7 +74,6 @@ def test_every_bad_input_says_what_is_wrong_and_harms_nobody(namespace, store, d
             {"model": {"uri": "https://h/m.onnx"}, "replicas": 2, "scaling": {"maxReplicas": 2, "latency": {"target": "1s"}}},
             "remove one of the two",
         ),
-        ({"model": {"uri": "https://h/m.onnx"}, "replicas": 1, "scaling": {"minReplicas": 2}}, "replicas must not be below"),
         ({"model": {"uri": "https://h/m.onnx"}, "server": {"batching": {"maxDelay": "1h"}}}, "maxDelay must be a duration"),
         ({"model": {"uri": "https://h/m.onnx"}, "server": {"resources": {"limits": {"cpu": "much"}}}}, "cpu must be a positive quantity"),
         (

@@ -71,7 +71,7 @@ class Namespace:
             raise AssertionError(f"{late}\n{self.kubectl('describe', 'modeldeployment', name)}") from None
 
     def wait_served(self, name: str, timeout: float = 60) -> None:
-        """Waits until the present spec, the whole of it, is what serves."""
+        """Waits until the present spec, the whole of it, is what serves, with as many servers as there should be."""
 
         def served():
             model = self.model(name)
@@ -80,6 +80,7 @@ class Namespace:
             return (
                 status.get("observedGeneration") == model["metadata"]["generation"]
                 and conditions.get("Ready") == "True"
+                and conditions.get("WorkloadAvailable") == "True"
                 and "Reconciling" not in conditions
                 and "Stalled" not in conditions
             )
