@@ -65,6 +65,10 @@ faults-test: setup ## Nothing is lost when the operator dies or the API server m
 e2e: setup ## The whole on a real cluster (ARGS: for pytest)
 	tests/e2e/run $(ARGS)
 
+.PHONY: chaos-test
+chaos-test: setup ## Whatever dies, models go on being served (about 9 minutes, not part of test)
+	tests/e2e/run -m chaos $(ARGS)
+
 .PHONY: images
 images: setup ## Container images, and their sizes
 	images/build all

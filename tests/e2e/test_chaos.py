@@ -1,5 +1,5 @@
-"""Whatever dies, models go on being served: under steady load by new and by kept connections. Runs after all other tests,
-because it takes nodes, the control plane and the operator away."""
+"""Whatever dies, models go on being served: under steady load by new and by kept connections. By `make chaos-test`,
+since it takes about nine minutes."""
 
 import collections
 import json
@@ -17,6 +17,7 @@ from harness.kube import KubectlError, Namespace, check_operator_log, kubectl, m
 from harness.load import failures
 from test_chart import by_kubectl_afterwards, install_by_kubectl  # noqa: F401 (the first is a fixture)
 
+pytestmark = pytest.mark.chaos
 BODY = json.dumps({"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}]}).encode()
 SYSTEM = Namespace("ortolan-system")
 OPERATOR = ("--selector", "app.kubernetes.io/name=ortolan")
