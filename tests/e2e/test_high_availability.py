@@ -21,8 +21,11 @@ def served(namespace, store, digits):
     """A model with two servers under load, of which no request may fail."""
     namespace.apply(manifest("digits", store.add("one.onnx", digits), replicas=2))
     namespace.wait_served("digits")
-    load = Load(f"http://{namespace.address('digits')}/v2/models/digits/infer", BODY, rate=100, seconds=300)
+    load = Load(f"http://{namespace.address('digits')}/v2/models/digits/infer", BODY, rate=20, seconds=300)
+    began = time.monotonic()
     yield namespace
+    # Also where the takeover was quick.
+    wait_for("there were enough requests to tell", lambda: time.monotonic() - began > 6)
     load.stop()
     answers = load.answers()
     print(f"{len(answers)} requests meanwhile, failed: {failures(answers) or 'none'}")
