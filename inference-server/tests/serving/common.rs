@@ -14,6 +14,7 @@ use ortolan_server::fetch::{Access, Digest, Fetched, Retries, Source, Wanted, fe
 use ortolan_server::serving::Server;
 use ortolan_server::{engine, http, load};
 use serde_json::Value;
+use tokio::net::TcpListener;
 use tower::ServiceExt;
 
 /// Where the ONNX Runtime library is; a test that cannot find it fails.
@@ -21,6 +22,14 @@ pub fn runtime_library() -> PathBuf {
     std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).filter(|path| path.is_file()).expect(
         "these tests need the ONNX Runtime library: run them by make, or export ORT_DYLIB_PATH=\"$(tools/onnxruntime)\" first",
     )
+}
+
+/// Serves what stands in for others on this machine, for as long as the test runs; gives its address.
+pub async fn serve(app: Router) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    address
 }
 
 /// A model of the tests.

@@ -8,8 +8,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use ortolan_protocol::failure::FailureReason::{CredentialsInvalid, SourceForbidden, SourceInvalid};
-use tokio::net::TcpListener;
 
+use crate::common::serve;
 use crate::objects::{self, SECRET};
 use crate::process::Program;
 use crate::sources::bytes;
@@ -20,10 +20,7 @@ type Asked = Arc<Mutex<Vec<(String, HeaderMap, String)>>>;
 async fn cloud() -> (String, Asked) {
     let asked = Asked::default();
     let app = Router::new().fallback(answer).with_state(Arc::clone(&asked));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-    (address, asked)
+    (serve(app).await, asked)
 }
 
 async fn answer(State(asked): State<Asked>, request: Request) -> Response {

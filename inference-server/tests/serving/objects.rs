@@ -13,8 +13,8 @@ use bytes::Bytes;
 use ortolan_protocol::failure::FailureReason::{
     self, CredentialsInvalid, SourceForbidden, SourceInvalid, SourceNotFound, SourceUnreachable,
 };
-use tokio::net::TcpListener;
 
+use crate::common::serve;
 use crate::sources::{DIGEST, Place, bytes};
 
 /// What no message may hold.
@@ -29,10 +29,7 @@ pub type Asked = Arc<Mutex<Vec<(String, HeaderMap)>>>;
 pub async fn start() -> (String, Asked) {
     let asked = Asked::default();
     let app = Router::new().fallback(answer).with_state(Arc::clone(&asked));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-    (address, asked)
+    (serve(app).await, asked)
 }
 
 async fn answer(State(asked): State<Asked>, request: Request) -> Response {

@@ -14,9 +14,8 @@ use bytes::Bytes;
 use ortolan_protocol::failure::{Failure, FailureReason};
 use ortolan_server::fetch::{Access, Digest, Fetched, Retries, Source, Wanted, fetch};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 
-use crate::common::model;
+use crate::common::{model, serve};
 
 /// SHA-256 of the model that the source gives, as sha256sum says.
 pub const DIGEST: &str = "34472b2fcf55e48afb0c767db0638d92e361c2b2dc122ae5adab1ffba68eb02d";
@@ -61,10 +60,7 @@ pub async fn start() -> (String, Arc<AtomicUsize>) {
         )
         .route("/flaky", get(flaky))
         .with_state(Arc::clone(&calls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-    (address, calls)
+    (serve(app).await, calls)
 }
 
 pub fn bytes() -> Vec<u8> {
