@@ -4,7 +4,8 @@ import json
 import os
 import pathlib
 import subprocess
-import time
+
+from harness.kube import wait_for
 
 PROGRAMS = pathlib.Path(os.environ["DOCKER"])
 WORK = pathlib.Path(os.environ["ORTOLAN_WORK"])
@@ -39,18 +40,6 @@ def docker(*arguments: str, **options) -> str:
 
 def inspect(name: str) -> dict:
     return json.loads(docker("inspect", name))[0]
-
-
-def wait_for(what: str, look, timeout: float = 30, every: float = 0.1):
-    """Calls `look` until it returns something true and returns that; fails after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        seen = look()
-        if seen:
-            return seen
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {what}")
-        time.sleep(every)
 
 
 class Engine:

@@ -12,7 +12,8 @@ import tritonclient.grpc
 import tritonclient.http
 
 from conftest import DIGITS, IMAGES, ROOT, VERSION, build
-from docker import docker, inspect, run, wait_for
+from docker import docker, inspect, run
+from harness.kube import wait_for
 
 SERVE = ("serve", "--model", "/model/model.onnx", "--name", "digits")
 REST = "http://127.0.0.1:8080"
@@ -26,7 +27,7 @@ def wait_ready() -> None:
         except httpx.TransportError:
             return False
 
-    wait_for("the server is ready", ready)
+    wait_for("the server is ready", ready, 30)
 
 
 def ask(module, port: int, pixels: np.ndarray) -> np.ndarray:
@@ -127,7 +128,7 @@ def test_docker_stop_lets_requests_under_way_end(container, images, model, expec
     clients = [threading.Thread(target=client) for _ in range(8)]
     for thread in clients:
         thread.start()
-    wait_for("requests are answered", lambda: len(codes) >= 8)
+    wait_for("requests are answered", lambda: len(codes) >= 8, 30)
     before, started = len(codes), time.monotonic()
     # New requests come for two seconds after the signal: the server still takes them, for clients that do not know yet.
     threading.Timer(2, ended.set).start()
