@@ -24,10 +24,7 @@ func runComponent(ctx context.Context, c *cluster, arguments []string) error {
 			return fmt.Errorf("%q cannot be killed and started by itself; what can is %s", name, strings.Join(known, ", "))
 		}
 	}
-	if !c.present() {
-		return errNothingRuns
-	}
-	lock, err := c.lock(ctx, true)
+	lock, err := c.lockPresent(ctx)
 	if err != nil {
 		return err
 	}

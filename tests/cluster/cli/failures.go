@@ -20,10 +20,7 @@ func runNode(ctx context.Context, c *cluster, arguments []string) error {
 		return fmt.Errorf("no node is named %q", name)
 	}
 	n := c.nodes[i]
-	if !c.present() {
-		return errNothingRuns
-	}
-	lock, err := c.lock(ctx, true)
+	lock, err := c.lockPresent(ctx)
 	if err != nil {
 		return err
 	}

@@ -30,6 +30,14 @@ func (c *cluster) lock(ctx context.Context, wait bool) (*os.File, error) {
 	}
 }
 
+// lockPresent waits for the lock of a cluster that is there.
+func (c *cluster) lockPresent(ctx context.Context) (*os.File, error) {
+	if !c.present() {
+		return nil, errNothingRuns
+	}
+	return c.lock(ctx, true)
+}
+
 func (c *cluster) tryLock() (*os.File, error) {
 	if err := os.MkdirAll(c.folders.run, 0o700); err != nil {
 		return nil, err
