@@ -3,11 +3,13 @@
 //! The standard library rounds a quota of 1.5 CPUs down to one thread and hides the fraction; both matter here.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::thread::sched_getaffinity;
 use rustix::time::{ClockId, clock_gettime};
+
+use crate::cgroup::{self, Version};
 
 /// The CPUs that this process may use; at least a small part of one.
 pub fn available() -> f64 {
@@ -29,32 +31,12 @@ pub fn used() -> Duration {
 
 /// The smallest quota on the way from this process's cgroup to the root, in CPUs.
 fn quota(root: &Path) -> Option<f64> {
-    let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    groups
-        .lines()
-        .filter_map(|line| {
-            let mut parts = line.splitn(3, ':');
-            let (_, controllers, group) = (parts.next()?, parts.next()?, parts.next()?);
-            if controllers.is_empty() {
-                smallest(&root.join("sys/fs/cgroup"), group, version_2)
-            } else if controllers.split(',').any(|controller| controller == "cpu") {
-                let mount = ["cpu,cpuacct", "cpu"].map(|name| root.join("sys/fs/cgroup").join(name));
-                mount.iter().find(|mount| mount.is_dir()).and_then(|mount| smallest(mount, group, version_1))
-            } else {
-                None
-            }
-        })
-        .reduce(f64::min)
-}
-
-/// In a container the group's path is often the host's, and only the mount's root is there: both are looked at.
-fn smallest(mount: &Path, group: &str, read: fn(&Path) -> Option<f64>) -> Option<f64> {
-    let mut folder: PathBuf = mount.join(group.trim_start_matches('/'));
-    let mut found = read(&folder);
-    while folder != mount && folder.pop() {
-        found = [found, read(&folder)].into_iter().flatten().reduce(f64::min);
-    }
-    found
+    cgroup::values(root, "cpu", |version, folder| match version {
+        Version::One => version_1(folder),
+        Version::Two => version_2(folder),
+    })
+    .into_iter()
+    .reduce(f64::min)
 }
 
 fn version_2(folder: &Path) -> Option<f64> {
@@ -75,19 +57,7 @@ fn ratio(quota: f64, period: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Paths and contents.
-    type Files = &'static [(&'static str, &'static str)];
-
-    fn machine(files: Files) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        root
-    }
+    use crate::cgroup::tests::{Files, machine};
 
     #[test]
     fn the_quota_is_the_smallest_on_the_way_to_the_root() {

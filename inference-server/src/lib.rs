@@ -9,6 +9,7 @@
 
 pub mod batch;
 pub mod body;
+mod cgroup;
 pub mod config;
 pub mod cpu;
 pub mod engine;
@@ -17,9 +18,11 @@ pub mod fetch;
 pub mod grpc;
 pub mod healthcheck;
 pub mod http;
+pub mod last_words;
 pub mod lifecycle;
 pub mod listen;
 pub mod load;
+pub mod memory;
 pub mod metrics;
 pub mod ops;
 pub mod request;

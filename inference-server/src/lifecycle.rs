@@ -19,9 +19,10 @@ use tracing::{info, warn};
 
 use crate::config::{Config, Drain};
 use crate::fetch::{self, Access, Retries, Wanted};
+use crate::last_words::Testament;
 use crate::listen::{self, Connections, Speaks};
 use crate::serving::{Model, Server};
-use crate::{engine, grpc, http, load, ops};
+use crate::{engine, grpc, http, load, memory, ops};
 
 /// How a server's life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub enum End {
 }
 
 /// Serves one model until told to stop.
-pub async fn run(config: Config, started: Instant) -> Result<End, Failure> {
+pub async fn run(config: Config, last_words: &Testament, started: Instant) -> Result<End, Failure> {
     let mut stop = StopSignals::new()?;
     let server = Arc::new(Server::new(&config, started));
     let (health, health_service) = health_reporter();
@@ -52,7 +53,7 @@ pub async fn run(config: Config, started: Instant) -> Result<End, Failure> {
             info!("told to stop before the model was ready");
             return Ok(End::Drained);
         }
-        model = obtain(&config, &server) => model?,
+        model = obtain(&config, &server, last_words) => model?,
     };
     server.loaded(model);
     set_health(&health, ServingStatus::Serving).await;
@@ -71,7 +72,7 @@ pub async fn run(config: Config, started: Instant) -> Result<End, Failure> {
 }
 
 /// Fetches and loads the model. The runtime's library is loaded meanwhile.
-async fn obtain(config: &Config, server: &Server) -> Result<Model, Failure> {
+async fn obtain(config: &Config, server: &Server, last_words: &Testament) -> Result<Model, Failure> {
     let library = config.onnxruntime.clone();
     let runtime = tokio::task::spawn_blocking(move || engine::initialize(&library));
     let wanted = Wanted {
@@ -88,11 +89,14 @@ async fn obtain(config: &Config, server: &Server) -> Result<Model, Failure> {
     let fetched = fetch::fetch(&config.source, &wanted).await?;
     info!(bytes = fetched.bytes, sha256 = fetched.digest, took = ?start.elapsed(), "the model is fetched");
     server.fetched(&fetched.digest);
+    last_words.fetched(&fetched.digest);
     // A model can hang the runtime: nobody would ever know why the server does not become ready.
     let loading = async {
         runtime
             .await
             .map_err(|_| internal("the ONNX Runtime library stopped the thread that loaded it".to_owned()))??;
+        load::check_memory(fetched.bytes, memory::limit(), memory::used())?;
+        let _until_loaded = last_words.loading(fetched.bytes);
         load::load(fetched, config.threads, config.batching, Arc::clone(server.counters())).await
     };
     tokio::time::timeout(config.load_timeout, loading).await.unwrap_or_else(|_| Err(timed_out(config.load_timeout)))

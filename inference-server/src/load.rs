@@ -17,6 +17,23 @@ use crate::tensor::{Shape, Tensor};
 /// What warming up may take in all, as far as it can be foreseen.
 const WARM_UP_BUDGET: Duration = Duration::from_millis(500);
 
+/// Refuses a model that cannot fit: its weights are in memory once while it serves, and twice for a moment while ONNX Runtime
+/// loads it. One that fits once is tried; what is left behind tells of it when it is killed. All in bytes.
+pub fn check_memory(model: u64, limit: Option<u64>, used: u64) -> Result<(), Failure> {
+    let Some(limit) = limit.filter(|limit| model.saturating_add(used) > *limit) else { return Ok(()) };
+    let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
+    Err(Failure {
+        reason: FailureReason::OutOfMemory,
+        message: format!(
+            "the model has {} MiB and takes about twice that while it is loaded, but the server may use {} MiB of memory, of which \
+             {} MiB were used before",
+            mebibytes(model),
+            mebibytes(limit),
+            mebibytes(used)
+        ),
+    })
+}
+
 /// Loads a model and warms it up, on a thread of its own: it takes as long as it takes, and must not hold up the ports.
 pub async fn load(fetched: Fetched, threads: usize, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
     let (done, loaded) = oneshot::channel();
@@ -136,4 +153,21 @@ fn does_not_run(error: &RunError) -> Failure {
 
 fn internal(message: &str) -> Failure {
     Failure { reason: FailureReason::Internal, message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_model_that_cannot_fit_is_refused_before_it_is_loaded() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(check_memory(60 * MIB, None, MIB), Ok(()));
+        assert_eq!(check_memory(50 * MIB, Some(64 * MIB), 14 * MIB), Ok(()));
+        let failure = check_memory(51 * MIB, Some(64 * MIB), 14 * MIB).unwrap_err();
+        assert_eq!(failure.reason, FailureReason::OutOfMemory);
+        for words in ["has 51 MiB", "may use 64 MiB", "14 MiB were used"] {
+            assert!(failure.message.contains(words), "{}", failure.message);
+        }
+    }
 }

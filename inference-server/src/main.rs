@@ -1,15 +1,14 @@
 //! `ortolan-server`: reads the command line, starts the log and the runtime, and turns the end into an exit
 //! code.
 
-use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
-use std::path::Path;
 use std::time::Instant;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
 use ortolan_protocol::failure::{Failure, FailureReason};
 use ortolan_server::config::{Arguments, Command, Config, HealthcheckArguments, ServeArguments};
+use ortolan_server::last_words::Testament;
 use ortolan_server::lifecycle::{self, End};
 use ortolan_server::{cpu, healthcheck};
 use tracing::error;
@@ -37,13 +36,13 @@ fn main() {
         .with_ansi(writer().is_terminal())
         .with_writer(writer)
         .init();
-    let termination_message = arguments.termination_message.clone();
-    match serve(*arguments, started) {
+    let last_words = Testament::new(&arguments.termination_message);
+    match serve(*arguments, &last_words, started) {
         Ok(End::Drained) => leave(0),
         Ok(End::Forced) => leave(INTERRUPTED),
         Err(failure) => {
             error!(reason = failure.reason.as_str(), "{}", failure.message);
-            leave_behind(&failure, &termination_message);
+            last_words.gave_up(&failure);
             leave(1)
         }
     }
@@ -57,7 +56,7 @@ fn check(arguments: &HealthcheckArguments) {
     }
 }
 
-fn serve(arguments: ServeArguments, started: Instant) -> Result<End, Failure> {
+fn serve(arguments: ServeArguments, last_words: &Testament, started: Instant) -> Result<End, Failure> {
     let config = Config::try_from(arguments)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cpu::threads(config.cpus))
@@ -67,7 +66,7 @@ fn serve(arguments: ServeArguments, started: Instant) -> Result<End, Failure> {
             reason: FailureReason::Internal,
             message: format!("no threads can be started: {error}"),
         })?;
-    let end = runtime.block_on(lifecycle::run(config, started));
+    let end = runtime.block_on(lifecycle::run(config, last_words, started));
     // A model that is still being loaded is not waited for.
     runtime.shutdown_background();
     end
@@ -79,15 +78,4 @@ fn serve(arguments: ServeArguments, started: Instant) -> Result<End, Failure> {
 fn leave(code: i32) -> ! {
     // SAFETY: `_exit` takes any number and touches no memory of ours. Nothing is left to be flushed: the log is not buffered.
     unsafe { libc::_exit(code) }
-}
-
-/// Writes the failure where Kubernetes reads a container's last words. Only into a file that is there: outside
-/// Kubernetes there is none.
-fn leave_behind(failure: &Failure, path: &Path) {
-    let Ok(text) = serde_json::to_string(failure) else { return };
-    if let Ok(mut file) = OpenOptions::new().write(true).truncate(true).open(path)
-        && let Err(error) = file.write_all(text.as_bytes())
-    {
-        error!(%error, "the reason could not be left behind as the container's termination message");
-    }
 }

@@ -1,10 +1,35 @@
 //! Why a model server gave up before it could serve.
 //!
-//! The server writes one [`Failure`] as JSON to its container's termination message and exits; the operator reads it
+//! The server writes its [`LastWords`] as JSON to its container's termination message and exits; the operator reads them
 //! from the pod's status. That way the cause survives the container, needs no open port, and `kubectl describe pod`
-//! shows it as well.
+//! shows it as well. As nobody can write anything once the kernel kills for want of memory, the words are begun before the
+//! model is loaded.
 
 use serde::{Deserialize, Serialize};
+
+/// What a server leaves behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastWords {
+    /// Why it gave up; absent from words that it left before it was killed or crashed.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// The SHA-256 of the model's bytes in lower-case hex, once they were fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// What it was loading at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loading: Option<Loading>,
+}
+
+/// A model that is being loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Loading {
+    /// The size of its file.
+    pub model_bytes: u64,
+    /// The memory that the server had used when it looked last; what it used at the end may be more.
+    pub used_bytes: u64,
+}
 
 /// Why a model could not be served, and what a person can do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,10 +59,18 @@ pub enum FailureReason {
     DigestMismatch,
     /// The bytes at the source are not the ones that this revision began with.
     DigestChanged,
+    /// The volume for fetched models cannot be written to.
+    VolumeReadOnly,
+    /// The volume for fetched models, or its node's disk, is full.
+    VolumeFull,
     /// The bytes are not a model, or a damaged one.
     ModelInvalid,
     /// A model that this server's runtime cannot run: operator set, operator or type.
     ModelUnsupported,
+    /// The model keeps tensors in other files, which are not there.
+    ExternalDataMissing,
+    /// The model needs more memory than there is.
+    OutOfMemory,
     /// Loading the model, or running it for the first time, took longer than it may.
     LoadTimedOut,
     /// The settings cannot be met: ports, threads, batching.
@@ -59,6 +92,8 @@ impl FailureReason {
                 | Self::ModelTooLarge
                 | Self::DigestMismatch
                 | Self::DigestChanged
+                | Self::VolumeReadOnly
+                | Self::VolumeFull
         )
     }
 
@@ -78,8 +113,12 @@ impl FailureReason {
             Self::ModelTooLarge => "ModelTooLarge",
             Self::DigestMismatch => "DigestMismatch",
             Self::DigestChanged => "DigestChanged",
+            Self::VolumeReadOnly => "VolumeReadOnly",
+            Self::VolumeFull => "VolumeFull",
             Self::ModelInvalid => "ModelInvalid",
             Self::ModelUnsupported => "ModelUnsupported",
+            Self::ExternalDataMissing => "ExternalDataMissing",
+            Self::OutOfMemory => "OutOfMemory",
             Self::LoadTimedOut => "LoadTimedOut",
             Self::ConfigInvalid => "ConfigInvalid",
             Self::Internal => "Internal",

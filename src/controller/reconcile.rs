@@ -161,6 +161,14 @@ async fn observe(model: &DesiredModel, object: &ModelDeployment, seen: Seen, con
     let facts = seen.deployments.iter().map(|(revision, deployment)| {
         let pods: Vec<_> = seen.pods_of(revision).map(AsRef::as_ref).collect();
         let ended: Vec<_> = seen.ended_of(revision).map(AsRef::as_ref).collect();
+        let sight = Sight {
+            deployment: Some(deployment),
+            pods: &pods,
+            ended: &ended,
+            events: &events,
+            previous: &previous.conditions,
+            now: Timestamp::now(),
+        };
         let mut told: Vec<_> = pods.iter().filter_map(|pod| view.digests.get(pod.metadata.uid.as_ref()?)).collect();
         told.sort();
         let digest = known_digest(&seen, &previous, revision).or_else(|| told.first().map(ToString::to_string));
@@ -170,14 +178,8 @@ async fn observe(model: &DesiredModel, object: &ModelDeployment, seen: Seen, con
             ready: count(pods.iter().filter(|pod| seen::is_ready(pod)).count()),
             digest,
             other_digest,
-            problem: problems::root_cause(&Sight {
-                deployment: Some(deployment),
-                pods: &pods,
-                ended: &ended,
-                events: &events,
-                previous: &previous.conditions,
-                now: Timestamp::now(),
-            }),
+            read_digest: problems::digest(&sight),
+            problem: problems::root_cause(&sight),
             late: problems::is_late(deployment),
         };
         (revision.clone(), facts)

@@ -51,17 +51,24 @@ fn question(pod: &Pod, now: Timestamp) -> Option<Question> {
     };
     let started = status.start_time.as_ref().map(|time| time.0);
     let asked = match waiting(server) {
+        _ if server.ready => false,
+        _ if was_stopped(server) => true,
         Some("ContainerCreating") => older(PATIENCE, started),
-        // Ended without a word: because it was stopped?
-        Some("CrashLoopBackOff") => true,
         Some(_) => false,
-        None => !server.ready && older(LONG_PATIENCE, started),
+        None => older(LONG_PATIENCE, started),
     };
     asked.then(|| pod.uid().map(Question::Pod)).flatten()
 }
 
 fn waiting(container: &ContainerStatus) -> Option<&str> {
     container.state.as_ref()?.waiting.as_ref()?.reason.as_deref()
+}
+
+/// Whether it ended as one does that was told to: the kubelet may have stopped it because it did not answer.
+fn was_stopped(container: &ContainerStatus) -> bool {
+    let states = [&container.state, &container.last_state];
+    let ended = states.into_iter().find_map(|state| state.as_ref()?.terminated.as_ref());
+    ended.is_some_and(|ended| matches!(ended.exit_code, 0 | 137 | 143) && ended.reason.as_deref() != Some("OOMKilled"))
 }
 
 fn claim(pod: &Pod) -> Option<String> {
@@ -144,6 +151,10 @@ mod tests {
         assert_eq!(look_again([&old], at("00") + SignedDuration::from_mins(5)), Some(LOOK_AGAIN_LATER));
         assert_eq!(look_again([&old, &creating], at("30")), Some(LOOK_AGAIN), "the youngest counts");
         assert_eq!(look_again(None, at("30")), None);
+        let stopped = container(&json!({"terminated": {"exitCode": 0}}));
+        assert_eq!(question(&stopped, at("00")), Some(Question::Pod("u1".to_owned())));
+        let killed = container(&json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}));
+        assert_eq!(question(&killed, at("00")), None);
     }
 
     #[test]

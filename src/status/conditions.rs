@@ -130,13 +130,13 @@ fn artifact_resolved(facts: &Facts<'_>) -> Verdict {
             let digest = target.digest.unwrap_or_default();
             verdict("True", reason::RESOLVED, format!("the model is sha256:{digest}"))
         }
-        Some((revision, target)) => match target.problem.filter(|problem| problem.stage == Stage::Artifact) {
-            Some(problem) => verdict("False", problem.reason, problem.message),
-            None => verdict(
-                "Unknown",
-                reason::PENDING,
-                format!("no server of revision {revision} has fetched the model yet"),
-            ),
+        Some((revision, target)) => match (target.problem, target.read_digest) {
+            (Some(problem), _) if problem.stage == Stage::Artifact => verdict("False", problem.reason, problem.message),
+            (_, Some(digest)) => verdict("True", reason::RESOLVED, format!("the model is sha256:{digest}")),
+            _ => {
+                let message = format!("no server of revision {revision} has fetched the model yet");
+                verdict("Unknown", reason::PENDING, message)
+            }
         },
         None => verdict("Unknown", reason::PENDING, "there is no revision yet"),
     }

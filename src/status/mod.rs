@@ -36,6 +36,8 @@ pub struct RevisionFacts {
     pub digest: Option<String>,
     /// Another digest that some server told: the bytes at the source changed.
     pub other_digest: Option<String>,
+    /// The digest that a server found before it gave up; the revision is not bound to it.
+    pub read_digest: Option<String>,
     /// What keeps its servers from serving.
     pub problem: Option<Problem>,
     /// Its progress deadline has passed.

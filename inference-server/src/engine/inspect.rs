@@ -32,10 +32,10 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
         Ok(()) if walker.has_graph => Ok(()),
         Ok(()) => Err(invalid("it holds no graph")),
         Err(Fault::External(tensor)) => Err(Failure {
-            reason: FailureReason::ModelUnsupported,
+            reason: FailureReason::ExternalDataMissing,
             message: format!(
-                "the model keeps the tensor '{tensor}' in another file, and only models in one file are served; save it with its \
-                 data inside (onnx.save with save_as_external_data=False)"
+                "the model keeps the tensor '{tensor}' in another file, which is not there: only models in one file are served. \
+                 Save it with its data inside (onnx.save with save_as_external_data=False)"
             ),
         }),
         Err(Fault::Malformed) => Err(invalid("it is damaged or cut off, or not a protobuf of that kind")),
@@ -264,7 +264,7 @@ mod tests {
     fn a_tensor_in_another_file_is_refused_wherever_it_hides() {
         for name in ["refused-external.onnx", "refused-external-attribute.onnx"] {
             let failure = checked(&model(name)).unwrap_err();
-            assert_eq!(failure.reason, FailureReason::ModelUnsupported, "{name}");
+            assert_eq!(failure.reason, FailureReason::ExternalDataMissing, "{name}");
             assert!(failure.message.contains("'w'"), "{}", failure.message);
         }
     }

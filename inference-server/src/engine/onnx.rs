@@ -151,7 +151,10 @@ fn load_failure(error: &OrtError) -> Failure {
     let is_unknown = ["is not a registered function/op", "opset", "Opset", "IR version", "NOT_IMPLEMENTED"]
         .iter()
         .any(|hint| message.contains(hint));
+    let is_memory =
+        ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|hint| message.contains(hint));
     let reason = match error.code() {
+        _ if is_memory => FailureReason::OutOfMemory,
         ErrorCode::NotImplemented => FailureReason::ModelUnsupported,
         _ if is_unknown => FailureReason::ModelUnsupported,
         ErrorCode::RuntimeException | ErrorCode::EngineError | ErrorCode::ExecutionProviderFailure => {
@@ -167,6 +170,7 @@ fn load_failure(error: &OrtError) -> Failure {
     let what = match reason {
         FailureReason::ModelUnsupported => "ONNX Runtime cannot run the model",
         FailureReason::ModelInvalid => "the file is not a valid ONNX model",
+        FailureReason::OutOfMemory => "there is too little memory for the model",
         _ => "ONNX Runtime failed to load the model",
     };
     Failure { reason, message: format!("{what}: {}", without_source(message)) }

@@ -1,8 +1,10 @@
 //! The names of files in the cache folder, and what becomes of those that nobody needs any more.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
+use ortolan_protocol::failure::{Failure, FailureReason};
 use tracing::{info, warn};
 
 /// How the names of files begin that are still being written.
@@ -34,6 +36,21 @@ pub fn sweep(cache: &Path, wanted: Option<&str>) {
     }
 }
 
+/// What keeps a model from being written to the cache folder. Not the error's own text: it may hold the path.
+pub(super) fn not_writable(error: &io::Error) -> Failure {
+    let (reason, what) = match error.kind() {
+        ErrorKind::ReadOnlyFilesystem => (FailureReason::VolumeReadOnly, "is mounted read-only".to_owned()),
+        ErrorKind::PermissionDenied => {
+            (FailureReason::VolumeReadOnly, "may not be written to by this server's user".to_owned())
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            (FailureReason::VolumeFull, "has no room for the model".to_owned())
+        }
+        kind => (FailureReason::Internal, format!("cannot be written to: {kind}")),
+    };
+    super::failure(reason, &format!("the volume for fetched models (cache) {what}"))
+}
+
 fn is_ours(name: &str) -> bool {
     let is_digest = |stem: &str| stem.len() == 64 && stem.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     name.starts_with(PART) || name.strip_suffix(".onnx").is_some_and(is_digest)
@@ -42,6 +59,21 @@ fn is_ours(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_cannot_be_written_to_says_why_without_its_path() {
+        for (code, reason) in [
+            (libc::EROFS, FailureReason::VolumeReadOnly),
+            (libc::EACCES, FailureReason::VolumeReadOnly),
+            (libc::ENOSPC, FailureReason::VolumeFull),
+            (libc::EDQUOT, FailureReason::VolumeFull),
+            (libc::EIO, FailureReason::Internal),
+        ] {
+            assert_eq!(not_writable(&io::Error::from_raw_os_error(code)).reason, reason);
+        }
+        let error = tempfile::Builder::new().tempfile_in("/nowhere").unwrap_err();
+        assert!(!not_writable(&error).message.contains("nowhere"));
+    }
 
     #[test]
     fn only_files_that_servers_write_and_that_are_not_wanted_are_removed() {

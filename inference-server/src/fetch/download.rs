@@ -1,7 +1,6 @@
 //! What every source over the network has in common: the cache folder, the limit, the digest, and trying again.
 
 use std::error::Error as StdError;
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,14 +8,14 @@ use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use ortolan_protocol::failure::{Failure, FailureReason};
+use ortolan_protocol::failure::Failure;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tracing::warn;
 
-use super::cache::{PART, file_name};
+use super::cache::{PART, file_name, not_writable as cache_failure};
 use super::file::Stamp;
-use super::{Fetched, Wanted, address, failure, file, hex, too_large};
+use super::{Fetched, Wanted, address, file, hex, too_large};
 
 /// How failures that may pass are tried again; the wait doubles and is jittered.
 #[derive(Clone, Copy, Debug)]
@@ -105,8 +104,4 @@ async fn store(mut incoming: Incoming, path: &Path, max_bytes: u64) -> Result<(S
     }
     file.flush().await.map_err(|error| cache_failure(&error))?;
     Ok((hex(hash), bytes))
-}
-
-fn cache_failure(error: &io::Error) -> Failure {
-    failure(FailureReason::Internal, &format!("the model cannot be written to the cache folder: {error}"))
 }

@@ -1,9 +1,13 @@
 //! What the kubelet says of the server's container: how it ended, or why it does not begin.
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStateWaiting};
+use ortolan_protocol::failure::Loading;
 
-use super::{Problem, Stage, Subject, words, workload};
+use super::{Problem, Stage, Subject, server, words, workload};
 use crate::api::conditions::reason;
+
+/// MiB that a server needs beside its model: the runtime, its own code, requests.
+const BESIDE_THE_MODEL: u64 = 64;
 
 /// How the container ended last, if it did and is not ready since.
 pub(super) fn end<'a>(subject: &Subject<'a>) -> Option<&'a ContainerStateTerminated> {
@@ -16,19 +20,36 @@ fn waiting<'a>(subject: &Subject<'a>) -> Option<&'a ContainerStateWaiting> {
     subject.server?.state.as_ref()?.waiting.as_ref()
 }
 
-/// Killed by the kernel for its use of memory, with nothing said.
+/// Killed by the kernel for its use of memory.
 pub(super) fn out_of_memory(subject: &Subject<'_>) -> Option<Problem> {
     let ended = end(subject).filter(|ended| ended.reason.as_deref() == Some("OOMKilled"))?;
     let what = match memory_limit(subject) {
         Some(limit) => format!("killed for using more memory than limits.memory allows ({limit})"),
         None => "killed because its node had no memory left; it has no limits.memory".to_owned(),
     };
+    let loading = server::last_words(subject).and_then(|words| words.loading);
+    let (when, advice) = match loading {
+        Some(Loading { model_bytes, used_bytes }) => {
+            let (model, used) = (mebibytes(model_bytes), mebibytes(used_bytes));
+            let when = format!(
+                " while it loaded the model, whose {model} MiB take about twice that meanwhile; when last measured, {used} MiB were \
+                 used"
+            );
+            (when, format!("Raise spec.server.resources.limits.memory to {}Mi or more", 2 * model + BESIDE_THE_MODEL))
+        }
+        None => (String::new(), "Raise spec.server.resources.limits.memory".to_owned()),
+    };
     let message = format!(
-        "{}, exit code {}: {what}. Raise spec.server.resources.limits.memory, or serve a smaller model",
+        "{}, exit code {}: {what}{when}. {advice}, or serve a smaller model",
         subject.container(),
         ended.exit_code
     );
     Some(Problem { reason: reason::OUT_OF_MEMORY, message, stage: Stage::Load, permanent: true })
+}
+
+/// Rounded up, as a limit has to be.
+const fn mebibytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }
 
 /// `limits.memory` of the server's container.
@@ -47,12 +68,16 @@ fn memory_limit<'a>(subject: &Subject<'a>) -> Option<&'a str> {
 pub(super) fn crashed(subject: &Subject<'_>) -> Option<Problem> {
     let ended = end(subject)?;
     let again = waiting(subject).and_then(|waiting| waiting.reason.as_deref()) == Some("CrashLoopBackOff");
-    if ended.exit_code == 0 && !again {
+    // What the runtime lost sight of, when a node was restarted, was no crash.
+    if ended.reason.as_deref() == Some("ContainerStatusUnknown") && !again {
         return None;
     }
     let signal = signal(ended.exit_code).map(|signal| format!(" ({signal})")).unwrap_or_default();
-    let last = words::last_line(ended.message.as_deref().unwrap_or_default());
-    let last = last.unwrap_or_else(|| "it ended and left no message".to_owned());
+    let last = match server::last_words(subject) {
+        Some(_) => "it ended without a word while it loaded the model".to_owned(),
+        None => words::last_line(ended.message.as_deref().unwrap_or_default())
+            .unwrap_or_else(|| "it ended and left no message".to_owned()),
+    };
     let pod = subject.name;
     let message = format!(
         "{}, exit code {}{signal}: {last}. It is started again and again; see `kubectl logs {pod} --previous`",

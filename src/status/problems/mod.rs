@@ -29,6 +29,7 @@ use crate::api::{conditions::reason, names};
 
 pub use deployment::is_late;
 pub(super) use deployment::refusal;
+pub use server::digest;
 
 /// What keeps a server from serving.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,16 +120,22 @@ const TELLING: [&str; 16] = [
 ];
 
 /// The most telling problem of a revision: what a server itself said comes before what the kubelet says about it, that
-/// before what became of pods that ended, and that before what the Deployment says.
+/// before what became of pods that ended, and that before what the Deployment says. Why a pod had to leave its node comes
+/// before that its successor finds none.
 pub fn root_cause(sight: &Sight<'_>) -> Option<Problem> {
     let found = sight.pods.iter().filter_map(|pod| Some((*pod, of_pod(&Subject::of(pod, sight)?)?)));
-    most_telling(found, sight)
-        .or_else(|| {
-            let recent = sight.ended.iter().filter_map(|pod| Some((*pod, ended::of_pod(&Subject::of(pod, sight)?)?)));
-            most_telling(recent, sight)
-        })
-        .or_else(|| sight.deployment.and_then(deployment::refused))
-        .or_else(|| sight.deployment.and_then(deployment::late))
+    let present = most_telling(found, sight);
+    let past = || {
+        let ended = sight.ended.iter().filter_map(|pod| Some((*pod, ended::of_pod(&Subject::of(pod, sight)?)?)));
+        most_telling(ended, sight)
+    };
+    match present {
+        Some(homeless) if homeless.reason == reason::UNSCHEDULABLE => past().or(Some(homeless)),
+        Some(problem) => Some(problem),
+        None => past()
+            .or_else(|| sight.deployment.and_then(deployment::refused))
+            .or_else(|| sight.deployment.and_then(deployment::late)),
+    }
 }
 
 fn of_pod(subject: &Subject<'_>) -> Option<Problem> {
@@ -147,7 +154,24 @@ fn most_telling<'a>(found: impl Iterator<Item = (&'a Pod, Problem)>, sight: &Sig
             let rank = (problem.stage, !problem.permanent, telling(problem.reason));
             (rank, !was_named(&name, sight.previous), created, name)
         })
-        .map(|(_, problem)| problem)
+        .map(|(pod, problem)| steady(problem, pod.metadata.name.as_deref().unwrap_or_default(), sight.previous))
+}
+
+/// Measured memory is another number after each restart: what was said of a pod stays while nothing else is new.
+fn steady(mut problem: Problem, pod: &str, previous: &[Condition]) -> Problem {
+    fn without_use(text: &str) -> Option<(&str, &str)> {
+        let (before, after) = text.split_once(" MiB were used")?;
+        Some((before.trim_end_matches(|c: char| c.is_ascii_digit()), after))
+    }
+    let said = previous
+        .iter()
+        .filter_map(|condition| Some(&condition.message[condition.message.find(&format!("pod {pod}"))?..]));
+    if let Some(now) = without_use(&problem.message)
+        && let Some(said) = said.into_iter().find(|said| without_use(said) == Some(now))
+    {
+        problem.message = said.to_owned();
+    }
+    problem
 }
 
 /// Whether a condition already tells of this pod.

@@ -1,19 +1,28 @@
 //! What a server itself said before it gave up: the closest to the cause that there is.
 
-use ortolan_protocol::failure::{Failure, FailureReason};
+use ortolan_protocol::failure::{Failure, FailureReason, LastWords};
 
-use super::{Problem, Stage, Subject, container};
+use super::{Problem, Sight, Stage, Subject, container};
 
-/// The failure that the server left behind as its termination message.
+/// What the server left behind as its termination message when it ended last.
+pub(super) fn last_words(subject: &Subject<'_>) -> Option<LastWords> {
+    serde_json::from_str(container::end(subject)?.message.as_deref()?.trim()).ok()
+}
+
+/// The digest of the model's bytes, as hex, that a server of these pods found before it gave up.
+pub fn digest(sight: &Sight<'_>) -> Option<String> {
+    sight.pods.iter().filter_map(|pod| last_words(&Subject::of(pod, sight)?)?.digest).min()
+}
+
+/// The failure that the server left behind.
 pub(super) fn gave_up(subject: &Subject<'_>) -> Option<Problem> {
-    let ended = container::end(subject)?;
-    let failure: Failure = serde_json::from_str(ended.message.as_deref()?.trim()).ok()?;
-    let Failure { reason, message } = failure;
+    let Failure { reason, message } = last_words(subject)?.failure?;
     let advice = advice(reason).map(|advice| format!(". {advice}")).unwrap_or_default();
     let message = message.trim_end_matches('.');
+    let exit_code = container::end(subject)?.exit_code;
     Some(Problem {
         reason: reason.as_str(),
-        message: format!("{}, exit code {}: {message}{advice}", subject.container(), ended.exit_code),
+        message: format!("{}, exit code {exit_code}: {message}{advice}", subject.container()),
         stage: if reason.is_artifact() { Stage::Artifact } else { Stage::Load },
         permanent: !reason.is_transient(),
     })
@@ -38,10 +47,16 @@ const fn advice(reason: FailureReason) -> Option<&'static str> {
         ),
         FailureReason::ModelInvalid => Some("Put a working ONNX model at spec.model.uri"),
         FailureReason::ModelUnsupported => Some("Export the model for what this server runs"),
+        FailureReason::OutOfMemory => Some("Raise spec.server.resources.limits.memory, or serve a smaller model"),
+        FailureReason::VolumeReadOnly => {
+            Some("It is an emptyDir of the pod: look for what changes pods in this namespace")
+        }
+        FailureReason::VolumeFull => Some("Free disk on the node, or serve a smaller model"),
         FailureReason::LoadTimedOut => Some(
             "Give it more CPU in spec.server.resources or more time in spec.server.loadTimeout, or serve another model",
         ),
         FailureReason::ConfigInvalid => Some("Change spec.server"),
-        FailureReason::Internal => None,
+        // The message says what to do, or nobody knows.
+        FailureReason::ExternalDataMissing | FailureReason::Internal => None,
     }
 }

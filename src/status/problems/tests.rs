@@ -81,6 +81,22 @@ fn memory_that_ran_out_is_told_from_a_crash() {
 }
 
 #[test]
+fn memory_that_ran_out_while_loading_says_how_much_and_keeps_saying_it() {
+    let killed = |used: u64| {
+        let words = json!({"digest": "00ff", "loading": {"modelBytes": 50 << 20, "usedBytes": used << 20}}).to_string();
+        container("a", &json!({"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": words}}), &json!({}))
+    };
+    let first = problem(&killed(60)).unwrap();
+    for words in ["exit code 137", "(64Mi)", "whose 50 MiB", "60 MiB were used", "to 164Mi or more"] {
+        assert!(first.message.contains(words), "{}", first.message);
+    }
+    let previous = [condition(&format!("revision 1: {}", first.message))];
+    let again = killed(61);
+    assert_eq!(root_cause(&Sight { previous: &previous, ..sight(&[&again]) }), Some(first));
+    assert_eq!(digest(&sight(&[&again])).as_deref(), Some("00ff"));
+}
+
+#[test]
 fn what_a_server_said_comes_before_what_is_said_about_others() {
     let told = container("b", &said("DigestMismatch"), &json!({}));
     let crashed = container("c", &json!({"terminated": {"exitCode": 139}}), &json!({}));

@@ -36,10 +36,14 @@ fn without_folder(word: &str) -> &str {
     if word.contains("/kubelet/pods/") { word.rsplit('/').next().unwrap_or(word) } else { word }
 }
 
-/// The line of a log that says most: the last one that is not about backtraces, without its time and level.
+/// The line of a log that says most: the last one that tells of an error, else the last one, without its time and level.
 pub(super) fn last_line(log: &str) -> Option<String> {
-    let lines = log.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("note: run with"));
-    let line = lines.map(without_time).next_back()?;
+    let is_telling = |line: &&str| {
+        let line = line.to_ascii_lowercase();
+        line.contains("error") || line.contains("panicked")
+    };
+    let lines = || log.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("note: run with"));
+    let line = lines().rfind(is_telling).or_else(|| lines().next_back()).map(without_time)?;
     let line = ["ERROR ", "WARN ", "INFO "].iter().fold(line, |line, level| line.strip_prefix(level).unwrap_or(line));
     Some(plain(line)).filter(|line| !line.is_empty())
 }
@@ -87,6 +91,9 @@ mod tests {
     fn the_last_line_of_a_log_has_no_time() {
         let log = "2026-11-25T01:02:03.000004Z  INFO listening\n2026-11-25T01:02:04.5Z ERROR it broke\nnote: run with `RUST_BACKTRACE=1`\n";
         assert_eq!(last_line(log).as_deref(), Some("it broke"));
+        let usage =
+            "error: unexpected argument '--x' found\n\nUsage: server serve\n\nFor more information, try '--help'.\n";
+        assert_eq!(last_line(usage).as_deref(), Some("error: unexpected argument '--x' found"));
         assert_eq!(last_line("first\nSegmentation fault\n").as_deref(), Some("Segmentation fault"));
         assert_eq!(last_line(" \n"), None);
     }

@@ -1,0 +1,67 @@
+//! How much memory this process may use, and how much it uses.
+
+use std::fs;
+use std::path::Path;
+
+use crate::cgroup::{self, Version};
+
+/// Version 1 writes "no limit" as the largest multiple of a page.
+const NO_LIMIT: u64 = 1 << 60;
+
+/// The limit of this process's control groups in bytes, if there is one.
+pub fn limit() -> Option<u64> {
+    smallest_limit(Path::new("/"))
+}
+
+/// What this process uses in bytes and the kernel cannot take back: files that it could read again do not count.
+pub fn used() -> u64 {
+    fs::read_to_string("/proc/self/status").ok().and_then(|status| anonymous(&status)).unwrap_or_default()
+}
+
+fn smallest_limit(root: &Path) -> Option<u64> {
+    let limits = cgroup::values(root, "memory", |version, folder| {
+        let file = match version {
+            Version::One => "memory.limit_in_bytes",
+            Version::Two => "memory.max",
+        };
+        fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok().filter(|limit| *limit < NO_LIMIT)
+    });
+    limits.into_iter().min()
+}
+
+fn anonymous(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::tests::{Files, machine};
+
+    #[test]
+    fn the_limit_is_the_smallest_on_the_way_to_the_root() {
+        let cases: [(Files, Option<u64>); 4] = [
+            (&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "134217728\n")], Some(128 << 20)),
+            (&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "max\n")], None),
+            (
+                &[
+                    ("proc/self/cgroup", "4:cpu,cpuacct:/a\n3:memory:/a/b\n"),
+                    ("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "9223372036854771712\n"),
+                    ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "67108864\n"),
+                ],
+                Some(64 << 20),
+            ),
+            (&[], None),
+        ];
+        for (files, expected) in cases {
+            assert_eq!(smallest_limit(machine(files).path()), expected, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn this_process_uses_memory() {
+        assert!(used() > 1 << 16);
+        assert_eq!(anonymous("VmRSS:\t   9 kB\nRssAnon:\t     152 kB\n"), Some(152 << 10));
+    }
+}
