@@ -1,58 +1,165 @@
-"""Bad input: each has its condition, its reason and a sentence that helps."""
+"""Bad input, bad luck and bad surroundings: each has its condition, its reason and a sentence that helps, and harms nobody."""
 
-import hashlib
 import json
 
 import pytest
 
+from harness import failures
+from harness.cluster import leader_node, node
+from harness.failures import Case
 from harness.kube import KubectlError, kubectl, manifest, wait_for
+from harness.load import Load
+from harness.load import failures as failed_requests
+from harness.sabotage import Sabotage, add
 
-WRONG = "0" * 64
-
-
-def cases(store, digits) -> list[tuple[str, dict, str, str, list[str]]]:
-    """Name, manifest, condition, reason, words of the message."""
-    good = store.add("good.onnx", digits)
-    store.answers = {"forbidden.onnx": 403, "broken.onnx": 503}
-    text = store.add("text.onnx", b"<html><body>please log in</body></html>")
-    digest = hashlib.sha256(digits).hexdigest()
-    return [
-        ("unreachable", manifest("unreachable", "http://10.244.0.1:9/m.onnx"), "ArtifactResolved", "SourceUnreachable", ["10.244.0.1"]),
-        ("unknown-host", manifest("unknown-host", "http://no-such-host.invalid/m.onnx"), "ArtifactResolved", "SourceUnreachable", ["no-such-host.invalid"]),
-        ("missing", manifest("missing", store.uri("missing.onnx")), "ArtifactResolved", "SourceNotFound", ["404"]),
-        ("forbidden", manifest("forbidden", store.uri("forbidden.onnx")), "ArtifactResolved", "SourceForbidden", ["403"]),
-        ("broken", manifest("broken", store.uri("broken.onnx")), "ArtifactResolved", "SourceUnreachable", ["503"]),
-        ("digest", manifest("digest", good, sha256=WRONG), "ArtifactResolved", "DigestMismatch", [WRONG, digest]),
-        ("text", manifest("text", text), "ModelLoaded", "ModelInvalid", ["ONNX"]),
-        ("no-config-map", manifest("no-config-map", "configmap://nowhere/m.onnx"), "WorkloadAvailable", "ConfigMapNotFound", ["nowhere"]),
-        ("no-image-file", manifest("no-image-file", "file:///nowhere/m.onnx"), "ArtifactResolved", "SourceNotFound", []),
-    ]
+BODY = json.dumps({"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}]}).encode()
 
 
-def test_every_bad_input_says_what_is_wrong_and_harms_nobody(namespace, store, digits):
-    namespace.apply(manifest("healthy", store.add("healthy.onnx", digits)))
-    namespace.wait_served("healthy")
-    provoked = cases(store, digits)
-    for _, model, *_ in provoked:
-        namespace.apply(model)
-    print()
-    for name, _, condition, reason, words in provoked:
-        found = namespace.wait_condition(name, condition, "False", reason, timeout=90)
-        print(f"{name}: {condition}={reason}: {found['message']}")
-        for word in words:
-            assert word in found["message"]
-        ready = namespace.wait_condition(name, "Ready", "False", reason)
-        assert ready["message"].endswith(found["message"]) or reason in found["reason"]
-        warned = lambda name=name, reason=reason: reason in {event["reason"] for event in namespace.events(name)}
-        wait_for(f"an Event about {name}", warned, 15)
-    print(namespace.kubectl("get", "modeldeployments"))
-    assert namespace.condition("healthy", "Ready")["status"] == "True"
-    permanent = {"SourceNotFound", "SourceForbidden", "DigestMismatch", "ModelInvalid"}
-    for name, _, _, reason, _ in provoked:
-        assert (namespace.condition(name, "Stalled").get("status") == "True") == (reason in permanent), name
+@pytest.fixture
+def sabotage(namespace):
+    """Policies that spoil the pods of single models."""
+    made = Sabotage(namespace.name)
+    yield made
+    made.close()
+    failures.remove_volumes(namespace)
+
+
+def servers(namespace, name: str) -> dict[str, int]:
+    """How often each server of a model that is ready was restarted, by its pod's UID."""
+    statuses = {pod["metadata"]["uid"]: pod["status"]["containerStatuses"][0] for pod in namespace.pods(name) if "containerStatuses" in pod["status"]}
+    return {uid: status["restartCount"] for uid, status in statuses.items() if status["ready"]}
+
+
+def restarts(namespace, name: str) -> int:
+    return sum(status["restartCount"] for pod in namespace.pods(name) for status in pod["status"].get("containerStatuses", []))
+
+
+def load_on(namespace, name: str) -> Load:
+    return Load(f"http://{namespace.address(name)}/v2/models/{name}/infer", BODY, rate=10, seconds=300)
+
+
+def check_case(namespace, case: Case) -> None:
+    """Waits for the reason; it is in Ready, in an Event, and in Stalled where a person is needed."""
+    namespace.wait_condition(case.name, "Ready", "False", case.reason, timeout=90)
+    warned = lambda: case.reason in {event["reason"] for event in namespace.events(case.name)}
+    wait_for(f"an Event {case.reason} about {case.name}", warned, 15)
+    if case.name == "late":
+        namespace.wait_condition("late", "Stalled", "True", "ProgressDeadlineExceeded", timeout=30)
+    else:
+        assert (namespace.condition(case.name, "Stalled").get("reason") == case.reason) == case.stalled, case.name
+        assert bool(namespace.condition(case.name, "Reconciling")) != case.stalled, case.name
+
+
+def test_every_way_to_fail_says_why_and_harms_nobody(namespace, sabotage, store, digits):
+    for name in ("healthy", "stable"):
+        namespace.apply(manifest(name, store.add(f"{name}.onnx", digits)))
+    cases = failures.said_by_servers(store, digits) + failures.seen_from_outside(namespace, store, sabotage)
+    for name in ("healthy", "stable"):
+        namespace.wait_served(name)
+    unhurt = {name: servers(namespace, name) for name in ("healthy", "stable")}
+    load = [load_on(namespace, name) for name in unhurt]
+    try:
+        for case in cases:
+            namespace.apply(case.manifest)
+        # A revision that serves, and a new one that cannot.
+        namespace.apply(manifest("stable", store.uri("text.onnx")))
+        for case in cases:
+            check_case(namespace, case)
+        namespace.wait_condition("stable", "Stalled", "True", "ModelInvalid")
+        assert "does not start" in namespace.condition("stable", "Ready")["message"]
+        stay_the_same(namespace, [case for case in cases if case.loops])
+        print(namespace.kubectl("get", "modeldeployments"))
+        failures.capture(namespace, cases)
+        failures.compare({name: failures.told(namespace.status(name)) for name in [case.name for case in cases] + ["stable"]})
+    finally:
+        for attack in load:
+            attack.stop()
+    for attack in load:
+        answers = attack.answers()
+        assert answers and not failed_requests(answers), failed_requests(answers)[:5]
+    for name, before in unhurt.items():
+        assert servers(namespace, name) == before, name
     # What was missing comes: the model serves without anybody touching it.
     store.add("missing.onnx", digits)
     namespace.wait_served("missing")
+
+
+def stay_the_same(namespace, looping: list[Case]) -> None:
+    """While their containers are restarted, not one word of what is said about models changes, nor is any of it written anew."""
+
+    def seen() -> dict[str, tuple]:
+        models = {case.name: namespace.model(case.name) for case in looping}
+        return {name: (model["metadata"]["resourceVersion"], model["status"]["conditions"]) for name, model in models.items()}
+
+    # The first end of a container may have had other words than the second: killed before it could say anything.
+    wait_for("all have ended twice", lambda: all(restarts(namespace, case.name) >= 2 for case in looping), 60)
+    before, counts = seen(), {case.name: restarts(namespace, case.name) for case in looping}
+    again = lambda: all(restarts(namespace, name) >= count + 2 for name, count in counts.items())
+    wait_for("all have ended twice more", again, 60)
+    after = seen()
+    different = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    assert not different, json.dumps(different, indent=1)
+
+
+def test_what_a_namespace_forbids_is_said(namespace, store, digits):
+    namespace.apply(manifest("healthy", store.add("one.onnx", digits)))
+    namespace.wait_served("healthy")
+    before = servers(namespace, "healthy")
+    namespace.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "one-pod"}, "spec": {"hard": {"pods": "1"}}})
+    limits = [{"type": "Container", "max": {"cpu": "1"}}]
+    namespace.apply({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": {"limits": limits}})
+    counted = lambda: namespace.get("resourcequota", "one-pod").get("status", {}).get("used", {}).get("pods") == "1"
+    wait_for("the quota is counted", counted, 20)
+    large = {"resources": {"limits": {"cpu": "2"}}}
+    cases = [
+        Case(manifest("over-quota", store.uri("one.onnx")), "QuotaExceeded"),
+        Case(manifest("over-limit", store.uri("one.onnx"), server=large), "AdmissionRefused"),
+    ]
+    for case in cases:
+        namespace.apply(case.manifest)
+    for case in cases:
+        check_case(namespace, case)
+    failures.capture(namespace, cases)
+    failures.compare({case.name: failures.told(namespace.status(case.name)) for case in cases})
+    assert servers(namespace, "healthy") == before
+
+
+def test_a_server_that_had_to_leave_for_another_pod_says_so(namespace, sabotage, store, digits):
+    slot = {"example.com/slot": "1"}
+    place = "/status/capacity/example.com~1slot"
+    patch = lambda step: kubectl("patch", "node", "node-0", "--subresource=status", "--type=json", "--patch", json.dumps([step]))
+    patch(add(place, "1"))
+    try:
+        sabotage.change("victim", add("/spec/containers/0/resources", {"limits": slot, "requests": slot}))
+        sabotage.change("dry", add("/spec/containers/0/args/-", "--nonsense"))
+        sabotage.refuse("wet", "no")
+        sabotage.wait(refused="wet", changed="dry")
+        namespace.apply(manifest("victim", store.add("one.onnx", digits)))
+        namespace.wait_served("victim")
+        namespace.apply({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "ortolan-test"}, "value": 1000})
+        server = namespace.pods("victim")[0]["spec"]
+        container = {**server["containers"][0], "volumeMounts": [], "args": ["--help"]}
+        spec = {"priorityClassName": "ortolan-test", "containers": [container], "securityContext": server["securityContext"]}
+        namespace.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "important"}, "spec": spec})
+        namespace.wait_condition("victim", "Ready", "False", "Preempted")
+        failures.compare({"victim": failures.told(namespace.status("victim"))})
+    finally:
+        patch({"op": "remove", "path": place})
+        kubectl("delete", "priorityclass", "ortolan-test", "--ignore-not-found")
+
+
+def test_a_lost_node_is_said(namespace, store, digits):
+    lost = "node-1" if leader_node() == "node-0" else "node-0"
+    namespace.apply(manifest("digits", store.add("one.onnx", digits), replicas=2))
+    namespace.wait_served("digits")
+    assert lost in {pod["spec"]["nodeName"] for pod in namespace.pods("digits")}
+    node("stop", lost)
+    try:
+        namespace.wait_condition("digits", "WorkloadAvailable", "False", "NodeLost")
+        failures.compare({"node-lost": failures.told(namespace.status("digits"))})
+    finally:
+        node("start", lost)
+    namespace.wait_served("digits", timeout=90)
 
 
 @pytest.mark.parametrize(
