@@ -35,9 +35,6 @@ struct Arguments {
     /// The operator.
     #[arg(long)]
     operator: PathBuf,
-    /// The image that models run in; the cluster has it.
-    #[arg(long)]
-    server_image: String,
     /// The operator's token. (The administrator's rights come from KUBECONFIG.)
     #[arg(long, env = "FAULTS_TOKEN", hide_env_values = true)]
     token: String,
@@ -50,9 +47,6 @@ struct Arguments {
     /// Only what holds this, of `SCENARIO kill`, `SCENARIO lose`, `SCENARIO stale`, `update disturbed` and `rest`.
     #[arg(long, default_value = "")]
     only: String,
-    /// The cluster's pods do not run anything, they only say that they are ready (kwok): no model is ever resolved.
-    #[arg(long)]
-    fake_pods: bool,
     /// A line for each fault that was tried.
     #[arg(long)]
     every: bool,
@@ -89,11 +83,10 @@ async fn lab(arguments: &Arguments) -> anyhow::Result<Lab> {
     };
     let program = Program {
         path: arguments.operator.clone(),
-        server_image: arguments.server_image.clone(),
         folder: arguments.folder.clone(),
     };
     let world = World::watch(Client::try_from(config)?);
-    Ok(Lab { world, program, upstream, fake_pods: arguments.fake_pods })
+    Ok(Lab { world, program, upstream })
 }
 
 /// What is tried at once: each ends with rows for the table.

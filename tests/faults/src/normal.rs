@@ -48,6 +48,7 @@ fn reduced(kind: &str, object: &Value, all: &[Value]) -> Value {
             reduced["data"] = object["data"].clone();
             reduced["revision"] = object["revision"].clone();
         }
+        "ConfigMap" => reduced["data"] = object["data"].clone(),
         "Deployment" => reduced["ready"] = object["status"]["readyReplicas"].clone(),
         _ => {}
     }

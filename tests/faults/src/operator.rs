@@ -9,13 +9,14 @@ use std::{
 
 use anyhow::Context;
 
+/// Nothing is run of it: the pods are kwok's.
+const SERVER_IMAGE: &str = "--server-image=ortolan-server:any";
+
 /// How operators are started.
 #[derive(Clone, Debug)]
 pub struct Program {
     /// The binary.
     pub path: PathBuf,
-    /// The image that it runs models in.
-    pub server_image: String,
     /// Where kubeconfigs and logs go.
     pub folder: PathBuf,
 }
@@ -29,10 +30,10 @@ impl Program {
         let log = File::options().create(true).append(true).open(self.log(name)).context("cannot write a log")?;
         Command::new(&self.path)
             .args(["run", "--operations-address=127.0.0.1:0", "--log-format=text", "--log=info,ortolan=debug"])
-            .args(["--leader-elect=false", &format!("--relist={relist}s")])
-            .arg(format!("--server-image={}", self.server_image))
+            .args(["--leader-elect=false", &format!("--relist={relist}s"), SERVER_IMAGE])
             .env_clear()
             .env("KUBECONFIG", kubeconfig)
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -33,8 +33,6 @@ pub struct Lab {
     pub program: Program,
     /// The API server.
     pub upstream: Upstream,
-    /// Pods are ready, but run nothing.
-    pub fake_pods: bool,
 }
 
 /// What is to be reached.
@@ -131,7 +129,7 @@ impl<'a> Rig<'a> {
             && state["pods by revision"].as_object().is_some_and(serde_json::Map::is_empty);
         match model {
             Some(model) => {
-                let resolved = self.lab.fake_pods || model["status"]["stable"]["digest"].is_string();
+                let resolved = model["status"]["stable"]["digest"].is_string();
                 resolved && normal::is_served(state, model["metadata"]["generation"].as_i64())
             }
             None => nothing,

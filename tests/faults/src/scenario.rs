@@ -1,11 +1,6 @@
 //! What users do with a model.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::{
-    ByteString,
-    api::core::v1::{ConfigMap, Namespace},
-};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
@@ -15,13 +10,16 @@ use serde_json::json;
 
 /// The name of the model in every scenario.
 pub const MODEL: &str = "m";
-const DIGITS: &[u8] = include_bytes!("../../../examples/digits/digits.onnx");
+/// What the servers, as far as there are any, tell of their model.
+const DIGEST: &str = "5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f5f";
 
 /// One thing that a user does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Makes the model with this many servers.
+    /// Makes the model with this many servers, of which the first finds out the digest.
     Create(u32),
+    /// Makes it with a digest in its spec.
+    CreatePinned(u32),
     /// Changes what its pods run.
     Update,
     /// Asks for this many servers.
@@ -47,22 +45,19 @@ pub struct Scenario {
 
 /// All scenarios.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "create", base: &[], acts: &[Act::Create(1)], floor: 0 },
+    Scenario { name: "create", base: &[], acts: &[Act::Create(2)], floor: 0 },
+    Scenario { name: "pinned", base: &[], acts: &[Act::CreatePinned(1)], floor: 0 },
     Scenario { name: "update", base: &[Act::Create(2)], acts: &[Act::Update], floor: 2 },
     Scenario { name: "scale", base: &[Act::Create(1)], acts: &[Act::Scale(3), Act::Scale(1)], floor: 1 },
     Scenario { name: "delete", base: &[Act::Create(1)], acts: &[Act::Delete], floor: 0 },
     Scenario { name: "recreate", base: &[Act::Create(1)], acts: &[Act::Recreate(2)], floor: 0 },
 ];
 
-/// Makes a namespace with the bytes of a model in it.
+/// Makes a namespace.
 pub async fn prepare(client: &Client, namespace: &str) -> kube::Result<()> {
-    let named = |name: &str| ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
-    let made = Namespace { metadata: named(namespace), ..Namespace::default() };
-    Api::all(client.clone()).create(&PostParams::default(), &made).await?;
-    let bytes = BTreeMap::from([("digits.onnx".to_owned(), ByteString(DIGITS.to_vec()))]);
-    let model = ConfigMap { metadata: named("digits"), binary_data: Some(bytes), ..ConfigMap::default() };
-    Api::namespaced(client.clone(), namespace).create(&PostParams::default(), &model).await?;
-    Ok(())
+    let metadata = ObjectMeta { name: Some(namespace.to_owned()), ..ObjectMeta::default() };
+    let made = Namespace { metadata, ..Namespace::default() };
+    Api::all(client.clone()).create(&PostParams::default(), &made).await.map(drop)
 }
 
 /// Takes a namespace away, without waiting.
@@ -80,13 +75,14 @@ impl Act {
             async move { models.patch(MODEL, &PatchParams::default(), &Patch::Merge(patch)).await.map(identity) }
         };
         match self {
-            Self::Create(servers) => create(&models, servers).await,
+            Self::Create(servers) => create(&models, servers, None).await,
+            Self::CreatePinned(servers) => create(&models, servers, Some(DIGEST)).await,
             Self::Update => merge(json!({"spec": {"server": {"batching": {"maxSize": 16}}}})).await,
             Self::Scale(servers) => merge(json!({"spec": {"replicas": servers}})).await,
             Self::Delete => models.delete(MODEL, &DeleteParams::background()).await.map(|_| None),
             Self::Recreate(servers) => {
                 models.delete(MODEL, &DeleteParams::background()).await?;
-                create(&models, servers).await
+                create(&models, servers, None).await
             }
         }
     }
@@ -96,11 +92,15 @@ fn identity(model: ModelDeployment) -> Option<(String, i64)> {
     Some((model.metadata.uid?, model.metadata.generation?))
 }
 
-async fn create(models: &Api<ModelDeployment>, servers: u32) -> kube::Result<Option<(String, i64)>> {
+async fn create(
+    models: &Api<ModelDeployment>,
+    servers: u32,
+    digest: Option<&str>,
+) -> kube::Result<Option<(String, i64)>> {
     let spec = json!({
         "apiVersion": "ortolan.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": MODEL},
         "spec": {
-            "model": {"uri": "configmap://digits/digits.onnx"}, "replicas": servers,
+            "model": {"uri": "configmap://digits/digits.onnx", "sha256": digest}, "replicas": servers,
             "server": {"threads": 1, "batching": {"maxSize": 8}},
         },
     });

@@ -19,6 +19,7 @@ const KINDS: &[(&str, &str, &str)] = &[
     ("apps", "v1", "Deployment"),
     ("apps", "v1", "ControllerRevision"),
     ("", "v1", "Service"),
+    ("", "v1", "ConfigMap"),
     ("policy", "v1", "PodDisruptionBudget"),
     ("", "v1", "Pod"),
 ];
