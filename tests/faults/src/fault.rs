@@ -72,6 +72,11 @@ pub enum Disturbance {
     Truncate,
     /// Watches are told that their version is too old.
     Gone,
+    /// The events of some kinds come only when this ends.
+    Mute {
+        /// By the plural name of the kind.
+        kinds: &'static [&'static str],
+    },
 }
 
 /// What becomes of a call.
@@ -108,6 +113,11 @@ impl Fault {
 }
 
 impl Disturbance {
+    /// Whether the events of a kind wait.
+    pub fn mutes(self, kind: &str) -> bool {
+        matches!(self, Self::Mute { kinds } if kinds.contains(&kind))
+    }
+
     fn step(self, call: &Call) -> Step {
         match self {
             Self::RefuseAll { code } => Step::Refuse(code, None),

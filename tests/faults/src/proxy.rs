@@ -280,7 +280,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     let status = answer.status();
     shared.log.end(index, status.as_u16());
     if call.verb == "watch" && status.is_success() {
-        return stream(shared, answer);
+        return stream(shared, call, answer);
     }
     let head = head(&answer);
     let body = answer.bytes().await.map_err(io::Error::other)?;
@@ -375,15 +375,15 @@ async fn late(shared: Arc<Shared>, call: Call, sender: mpsc::Sender<Result<Bytes
     let Upstream { client, server, token } = &shared.upstream;
     let url = format!("{server}{}", call.target);
     if ended && let Ok(answer) = client.get(url).bearer_auth(token).send().await {
-        pump(shared, answer, sender).await;
+        pump(shared, &call, answer, sender).await;
     }
 }
 
 /// Passes the answer of a watch on.
-fn stream(shared: Arc<Shared>, answer: reqwest::Response) -> Result<Response<Body>, io::Error> {
+fn stream(shared: Arc<Shared>, call: Call, answer: reqwest::Response) -> Result<Response<Body>, io::Error> {
     let head = head(&answer);
     let (sender, receiver) = mpsc::channel(64);
-    tokio::spawn(pump(shared, answer, sender));
+    tokio::spawn(async move { pump(shared, &call, answer, sender).await });
     head.body(streamed(receiver)).map_err(io::Error::other)
 }
 
@@ -391,18 +391,27 @@ fn streamed(receiver: mpsc::Receiver<Result<Bytes, io::Error>>) -> Body {
     BodyExt::boxed(StreamBody::new(receiver.map(|piece| piece.map(Frame::data))))
 }
 
-async fn pump(shared: Arc<Shared>, answer: reqwest::Response, mut sender: mpsc::Sender<Result<Bytes, io::Error>>) {
+async fn pump(
+    shared: Arc<Shared>,
+    call: &Call,
+    answer: reqwest::Response,
+    mut sender: mpsc::Sender<Result<Bytes, io::Error>>,
+) {
     let (mut fault, mut dead) = (shared.fault.subscribe(), pin!(shared.death()));
     let (mut pieces, mut lines) = (answer.bytes_stream(), Lines::default());
     loop {
-        let last = last_words(&fault.borrow_and_update());
+        let (last, mute) = {
+            let fault = fault.borrow_and_update();
+            let mute = matches!(&*fault, Fault::Disturb(disturbance) if disturbance.mutes(call.kind()));
+            (last_words(&fault), mute)
+        };
         if let Some(last) = last {
             // A receiver that is gone needs no last words.
             let _ = sender.send(last).await;
             return;
         }
         tokio::select! {
-            piece = pieces.next() => {
+            piece = pieces.next(), if !mute => {
                 let Some(Ok(piece)) = piece else { return };
                 for line in lines.take(&piece) {
                     if !loses(&shared, &line) && sender.send(Ok(line.into())).await.is_err() {

@@ -14,32 +14,37 @@ use crate::{
     scenario::Scenario,
 };
 
-/// How long the disturbance lasts.
+/// How long the disturbance lasts, all its parts together.
 const LASTS: Duration = Duration::from_secs(20);
 /// Calls that one operator with one model may make in that time.
 const CALLS: usize = 120;
 
-/// What is tried, in words.
-pub const DISTURBANCES: &[(&str, Disturbance)] = &[
-    ("conflicts", Disturbance::Refuse { code: 409, retry_after: None }),
-    ("429 with Retry-After", Disturbance::Refuse { code: 429, retry_after: Some(4) }),
-    ("500", Disturbance::Refuse { code: 500, retry_after: None }),
-    ("504", Disturbance::Refuse { code: 504, retry_after: None }),
-    ("500 for Deployments only", Disturbance::RefuseKind { kind: "deployments", code: 500 }),
-    ("503 for everything", Disturbance::RefuseAll { code: 503 }),
-    ("lost answers", Disturbance::Reset),
-    ("no answers", Disturbance::Silent),
-    ("answers 2 s late", Disturbance::Slow(Duration::from_secs(2))),
-    ("watches cut off in the middle", Disturbance::Truncate),
-    ("watches that are told 410 Gone", Disturbance::Gone),
+/// What is tried, in words, and what comes one after the other.
+pub const DISTURBANCES: &[(&str, &[Disturbance])] = &[
+    ("conflicts", &[Disturbance::Refuse { code: 409, retry_after: None }]),
+    ("429 with Retry-After", &[Disturbance::Refuse { code: 429, retry_after: Some(4) }]),
+    ("500", &[Disturbance::Refuse { code: 500, retry_after: None }]),
+    ("504", &[Disturbance::Refuse { code: 504, retry_after: None }]),
+    ("500 for Deployments only", &[Disturbance::RefuseKind { kind: "deployments", code: 500 }]),
+    ("503 for everything", &[Disturbance::RefuseAll { code: 503 }]),
+    ("lost answers", &[Disturbance::Reset]),
+    ("no answers", &[Disturbance::Silent]),
+    ("answers 2 s late", &[Disturbance::Slow(Duration::from_secs(2))]),
+    ("watches cut off in the middle", &[Disturbance::Truncate]),
+    ("watches that are told 410 Gone", &[Disturbance::Gone]),
+    // What the watch of Deployments tells is newer than what that of pods told, as after a failure of both.
+    (
+        "watches that lag, those of pods longest",
+        &[Disturbance::Mute { kinds: &["deployments", "pods"] }, Disturbance::Mute { kinds: &["pods"] }],
+    ),
 ];
 
 /// Plays a scenario under a disturbance.
 pub async fn update(lab: &Lab, scenario: &Scenario, course: &Course, index: usize) -> Row {
-    let (words, disturbance) = DISTURBANCES[index];
+    let words = DISTURBANCES[index].0;
     let started = Instant::now();
     let mut calls = 0;
-    let result = play(lab, scenario, course, (disturbance, index, &mut calls)).await;
+    let result = play(lab, scenario, course, (index, &mut calls)).await;
     Row {
         scenario: scenario.name.to_owned(),
         fault: words.to_owned(),
@@ -53,7 +58,7 @@ async fn play(
     lab: &Lab,
     scenario: &Scenario,
     course: &Course,
-    (disturbance, index, calls): (Disturbance, usize, &mut usize),
+    (index, calls): (usize, &mut usize),
 ) -> anyhow::Result<()> {
     let mut rig = Rig::new(lab, &format!("{}-disturbed-{index}", scenario.name)).await?;
     rig.start(Fault::Calm).await?;
@@ -63,20 +68,23 @@ async fn play(
         rig.reach(Goal::Same(expected.next().context("no course")?), WITHIN).await?;
     }
     lab.world.watch_floor(&rig.namespace);
-    rig.proxy()?.set(Fault::Disturb(disturbance));
-    let (before, began) = (rig.log.entries().len(), Instant::now());
+    let (parts, before) = (DISTURBANCES[index].1, rig.log.entries().len());
+    rig.proxy()?.set(Fault::Disturb(parts[0]));
+    let (began, mut told) = (Instant::now(), None);
     for act in scenario.acts {
         rig.act(*act).await?;
     }
-    let mut told = None;
-    while began.elapsed() < LASTS {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        told = told.or_else(|| apply_failed(&rig.state()));
+    for (part, ends) in parts.iter().zip(1..) {
+        rig.proxy()?.set(Fault::Disturb(*part));
+        while began.elapsed() < LASTS * ends / u32::try_from(parts.len())? {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            told = told.or_else(|| apply_failed(&rig.state()));
+        }
     }
     *calls = rig.log.entries().len() - before;
     rig.proxy()?.set(Fault::Calm);
     ensure!(*calls <= CALLS, "{calls} calls in {} s are too many\n{}", LASTS.as_secs(), rig.last_words());
-    if matches!(disturbance, Disturbance::RefuseKind { .. }) {
+    if matches!(parts, [Disturbance::RefuseKind { .. }]) {
         let told = told.context("the status told nothing of it")?;
         ensure!(told.contains("Deployment") && told.contains("500"), "the status told: {told}");
     }
@@ -84,7 +92,8 @@ async fn play(
     let pods = lab.world.pods(&rig.namespace);
     let fewest = pods.fewest_ready.unwrap_or_default();
     ensure!(fewest >= scenario.floor, "only {fewest} servers were ready at once, {} are promised", scenario.floor);
-    ensure!(pods.created.len() <= course.pods, "{} pods were made, {} undisturbed", pods.created.len(), course.pods);
+    let made = pods.created.len();
+    ensure!(made <= course.pods, "{made} pods were made, {} undisturbed\n{}", course.pods, rig.last_words());
     rig.clear().await;
     Ok(())
 }
