@@ -7,7 +7,11 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use kube::{Config, CustomResourceExt, client::ClientBuilder};
 use ortolan::{
     api::ModelDeployment,
-    cluster::lease::{Elector, Leadership},
+    cluster::{
+        lease::{Elector, Leadership},
+        pace::Pace,
+        patience::Patience,
+    },
     controller::{self, Settings},
     metrics::Metrics,
     operations::{self, Health},
@@ -136,8 +140,13 @@ impl Run {
         config.default_retry = false;
         let (metrics, health) = (Metrics::default(), Health::default());
         let (elector, leadership) = self.election(&config, &metrics, &health)?;
-        // The fence is the last thing that a request passes of these.
-        let client = ClientBuilder::try_from(config)?.with_layer(leadership.fence()).with_layer(metrics.api()).build();
+        // From the last thing that a request passes to the first.
+        let client = ClientBuilder::try_from(config)?
+            .with_layer(leadership.fence())
+            .with_layer(&Patience::default())
+            .with_layer(metrics.api())
+            .with_layer(&Pace::default())
+            .build();
         let (stop, over) = (watch::Sender::new(false), watch::Sender::new(false));
         let app = operations::app(metrics.clone(), health.clone());
         let operations = tokio::spawn(operations::serve(self.operations_address, app, told(stop.subscribe())));
@@ -187,7 +196,10 @@ impl Run {
             "no namespace is known for the Lease by which the leader is elected: give --lease-namespace (in a pod, the \
              variable POD_NAMESPACE), or --leader-elect=false where no other operator can run",
         )?;
-        let client = ClientBuilder::try_from(config.clone())?.with_layer(metrics.api()).build();
+        let client = ClientBuilder::try_from(config.clone())?
+            .with_layer(&Patience::default())
+            .with_layer(metrics.api())
+            .build();
         let (elector, leadership) =
             Elector::new(client, namespace, self.instance.as_deref(), (metrics.clone(), health.clone()));
         Ok((Some(elector), leadership))

@@ -7,6 +7,7 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
+use super::writer::is_ending;
 use crate::{
     api::{ModelDeployment, names},
     status::events::Note,
@@ -42,8 +43,12 @@ impl Publisher {
             action: note.action.clone(),
             secondary: None,
         };
-        if let Err(error) = self.recorder().publish(&event, &object.object_ref(&())).await {
-            tracing::warn!(reason = note.reason, %error, "an Event could not be published");
+        match self.recorder().publish(&event, &object.object_ref(&())).await {
+            Err(kube::Error::Api(status)) if is_ending(&status) => {
+                tracing::debug!(reason = note.reason, "an Event was left out: its namespace is being deleted");
+            }
+            Err(error) => tracing::warn!(reason = note.reason, %error, "an Event could not be published"),
+            Ok(()) => {}
         }
     }
 

@@ -1,6 +1,6 @@
 //! Writes to the API server, each under the field manager `ortolan` and only when something differs.
 
-use std::{fmt::Debug, time::Duration};
+use std::fmt::Debug;
 
 use k8s_openapi::{
     NamespaceResourceScope, api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::OwnerReference,
@@ -8,11 +8,12 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
+    core::Status,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
-use super::{differs::first_difference, events::Publisher};
+use super::{differs::first_difference, events::Publisher, patience::Unanswered};
 use crate::{
     api::{
         ModelDeployment, ModelDeploymentStatus, names,
@@ -60,6 +61,16 @@ pub enum WriteError {
         /// Its name.
         name: String,
     },
+    /// The model is gone, or its namespace is going: nothing can be written, and nothing need be.
+    #[error("cannot {verb} {kind} {name}: it is gone, or its namespace is being deleted")]
+    Ending {
+        /// What was tried.
+        verb: &'static str,
+        /// The kind of the object.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
     /// An object of this name is left of a deleted ModelDeployment of the same name.
     #[error(
         "{kind} {name} is still there from a deleted ModelDeployment of the same name; as soon as the cluster's garbage collector has removed it, it is made anew"
@@ -96,17 +107,18 @@ impl WriteError {
             Self::Api { .. } => "api",
             Self::Unanswered { .. } => "unanswered",
             Self::Behind { .. } => "conflict",
+            Self::Ending { .. } => "ending",
             Self::Leftover { .. } => "leftover",
             Self::Foreign { .. } => "foreign_object",
             Self::Serialize { .. } => "serialize",
         }
     }
 
-    /// Whether the API server, rather than this one object, is the trouble: after how many seconds it wants to be asked
-    /// again, zero where it did not say.
+    /// Whether it is better to leave the API server alone for a growing while: it is in trouble, or others write the same
+    /// objects again and again. The seconds for which it wants to be left alone, zero where it did not say.
     pub fn overload(&self) -> Option<u32> {
         match self {
-            Self::Unanswered { .. } => Some(0),
+            Self::Unanswered { .. } | Self::Behind { .. } => Some(0),
             Self::Api { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) if status.code == 429 || status.code >= 500 => {
                     Some(status.details.as_ref().map_or(0, |details| details.retry_after_seconds))
@@ -119,9 +131,6 @@ impl WriteError {
     }
 }
 
-/// The longest that an answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// What is being written, for errors.
 struct Attempt<'a> {
     verb: &'static str,
@@ -130,13 +139,24 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// Waits for the answer, though not forever.
+    /// Waits for the answer, and says what it means.
     async fn answer<T>(&self, call: impl Future<Output = kube::Result<T>>) -> Result<T, WriteError> {
         let (verb, kind, name) = (self.verb, self.kind.to_owned(), self.name.to_owned());
-        match tokio::time::timeout(PATIENCE, call).await {
-            Err(_) => Err(WriteError::Unanswered { verb, kind, name, seconds: PATIENCE.as_secs() }),
-            Ok(Err(kube::Error::Api(status))) if status.is_conflict() => Err(WriteError::Behind { verb, kind, name }),
-            Ok(answer) => answer.map_err(|source| WriteError::Api { verb, kind, name, source: Box::new(source) }),
+        call.await.map_err(|error| match (Unanswered::of(&error), &error) {
+            (Some(time), _) => WriteError::Unanswered { verb, kind, name, seconds: time.as_secs() },
+            (None, kube::Error::Api(status)) if status.is_conflict() => WriteError::Behind { verb, kind, name },
+            (None, kube::Error::Api(status)) if is_ending(status) => WriteError::Ending { verb, kind, name },
+            _ => WriteError::Api { verb, kind, name, source: Box::new(error) },
+        })
+    }
+
+    /// What an error means for an object that is written only while it is there.
+    fn of_what_is_gone(&self, error: WriteError) -> WriteError {
+        match &error {
+            WriteError::Api { source, .. } if is_gone(source) => {
+                WriteError::Ending { verb: self.verb, kind: self.kind.to_owned(), name: self.name.to_owned() }
+            }
+            _ => error,
         }
     }
 }
@@ -274,7 +294,8 @@ impl Writer {
         let parameters = PatchParams::apply("ortolan-status").force();
         let name_in_words = format!("{namespace}/{name}");
         let attempt = Attempt { verb: "write the status of", kind: "ModelDeployment", name: &name_in_words };
-        let written = attempt.answer(api.patch_status(&name, &parameters, &Patch::Apply(&patch))).await?;
+        let written = attempt.answer(api.patch_status(&name, &parameters, &Patch::Apply(&patch))).await;
+        let written = written.map_err(|error| attempt.of_what_is_gone(error))?;
         self.metrics.written("ModelDeploymentStatus");
         Ok(written.resource_version())
     }
@@ -283,6 +304,13 @@ impl Writer {
     pub async fn publish(&self, object: &ModelDeployment, note: &Note) {
         self.events.publish(object, note).await;
     }
+}
+
+/// Whether a refusal is about a namespace that is being deleted, or is gone.
+pub(super) fn is_ending(status: &Status) -> bool {
+    let Some(details) = &status.details else { return false };
+    let ending = details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating");
+    (status.is_forbidden() && ending) || (status.is_not_found() && details.kind == "namespaces")
 }
 
 fn is_gone(error: &kube::Error) -> bool {
@@ -307,4 +335,21 @@ fn in_the_way<K: Resource>(model: &DesiredModel, found: &K, attempt: &Attempt<'_
 fn fingerprint(rendered: &serde_json::Value) -> String {
     use sha2::{Digest, Sha256};
     hex(&Sha256::digest(rendered.to_string())[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an API server (1.35) answers.
+    fn status(text: &str) -> Status {
+        serde_json::from_str(text).unwrap()
+    }
+
+    const TERMINATING: &str = r#"TODO"#;
+
+    #[test]
+    fn a_namespace_that_is_being_deleted_is_told_from_a_refusal() {
+        assert!(is_ending(&status(TERMINATING)));
+    }
 }

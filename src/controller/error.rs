@@ -38,13 +38,23 @@ impl ReconcileError {
         }
     }
 
-    /// Whether the API server, rather than this model, is the trouble: after how many seconds it wants to be asked again.
+    /// Whether it is better to leave the API server alone for a growing while, and for how many seconds it asked that.
     pub fn overload(&self) -> Option<u32> {
         match self {
             Self::Write(error) => error.overload(),
             Self::Read(_) | Self::TimedOut(_) => Some(0),
             _ => None,
         }
+    }
+
+    /// Whether the model's namespace is being deleted, and the model with it.
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(self, Self::Write(WriteError::Ending { .. }))
+    }
+
+    /// Whether only a person can help: the object that is in the way.
+    pub(super) fn needs_a_person(&self) -> bool {
+        matches!(self, Self::Write(WriteError::Foreign { .. }))
     }
 
     /// Whether a look past the caches would help.

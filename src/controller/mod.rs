@@ -232,6 +232,14 @@ async fn timed(watched: &Watched, context: &Context) -> Result<Action, Reconcile
             }
         }
     };
+    let ending = result.as_ref().err().filter(|error| error.is_ending());
+    if let Some(ending) = ending {
+        tracing::debug!(%ending, "a model goes with its namespace");
+        context.metrics.reconciled(started.elapsed().as_secs_f64(), None);
+        // Whatever else goes before it wakes it, and some namespaces never end.
+        let rest = context.rest.begin(&watched.uid().unwrap_or_default(), 0, Instant::now());
+        return Ok(Action::requeue(rest));
+    }
     context.metrics.reconciled(started.elapsed().as_secs_f64(), result.as_ref().err().map(ReconcileError::kind));
     if result.is_ok() {
         context.rest.end(&watched.uid().unwrap_or_default());
@@ -244,7 +252,9 @@ fn on_error(object: Arc<Watched>, error: &ReconcileError, context: Arc<Context>)
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     tracing::warn!(namespace, name, %error, "a reconcile failed and is tried again");
     let rest = |asked| context.rest.begin(&object.uid().unwrap_or_default(), asked, Instant::now());
-    let after = error.overload().map_or(RETRY, rest);
+    // What is in the way is not watched.
+    let usual = if error.needs_a_person() { LOOK_AT_PROBLEM } else { RETRY };
+    let after = error.overload().map_or(usual, rest);
     // Spread out, so that many objects that failed together do not come back together.
     Action::requeue(after + jitter(&name, Duration::from_secs(2)))
 }

@@ -1,6 +1,6 @@
 //! One reconcile: observe, decide, render, apply, report.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::{
@@ -39,8 +39,8 @@ use crate::{
 /// Revisions whose snapshot is kept although no server runs them.
 const HISTORY: usize = 5;
 
-/// How often a reconcile is tried past the caches, when others write at the same time.
-const FRESH_ATTEMPTS: usize = 4;
+/// How often a reconcile is tried past the caches, when others write at the same time; then the model rests.
+const FRESH_ATTEMPTS: usize = 3;
 
 /// A server that is ready for longer than this and has not told its digest will not tell it.
 const MUTE: SignedDuration = SignedDuration::from_secs(30);
@@ -103,7 +103,7 @@ async fn step(
     if age == Age::Cached && is_uncertain(object, &observed, &decided, context).await? {
         return Err(ReconcileError::Uncertain);
     }
-    let applied = match trace_span!("render").in_scope(|| render(model, &decided, &context.settings)) {
+    let mut applied = match trace_span!("render").in_scope(|| render(model, &decided, &context.settings)) {
         Ok(children) => apply(model, &observed, &decided, children, context).instrument(trace_span!("apply")).await,
         Err(error) => Applied { error: Some(error), ..Applied::default() },
     };
@@ -111,11 +111,15 @@ async fn step(
         // Nothing is said about it either: what is seen is not what is there.
         return Err(ReconcileError::Uncertain);
     }
+    if let Some(error) = applied.error.take_if(|error| error.is_ending()) {
+        return Err(error);
+    }
     report(model, object, &observed, (decided, applied), context).instrument(trace_span!("report")).await
 }
 
-/// Whether this must not be done on a read that may be old: what takes servers or snapshots away never is, and a new
-/// revision is begun only for the object as it is now.
+/// Whether this must not be done on a read that may be old: what takes servers or snapshots away never is, nor what gives
+/// an old revision servers back (the cache of pods may not know yet of the new ones for which it gave them up), and a
+/// new revision is begun only for the object as it is now.
 async fn is_uncertain(
     object: &ModelDeployment,
     observed: &Observed,
@@ -124,12 +128,17 @@ async fn is_uncertain(
 ) -> Result<bool, ReconcileError> {
     let Decided { rollout, snapshots, forgotten, .. } = decided;
     let deployments = &observed.seen.deployments;
-    let shrinks = rollout.replicas.iter().any(|(revision, planned)| {
+    let target = rollout.candidate.as_ref().or(rollout.stable.as_ref());
+    let resizes = rollout.replicas.iter().any(|(revision, planned)| {
         let asked = deployments.get(revision).and_then(|deployment| deployment.spec.as_ref()?.replicas);
-        asked.is_some_and(|asked| i64::from(asked) > i64::from(*planned))
+        asked.is_some_and(|asked| match i64::from(asked).cmp(&i64::from(*planned)) {
+            Ordering::Greater => true,
+            Ordering::Less => Some(revision) != target,
+            Ordering::Equal => false,
+        })
     });
     let removes = !rollout.retired.is_empty() || !forgotten.is_empty() || !snapshots.replaced.is_empty();
-    if shrinks || removes || useless_locks(observed, decided).next().is_some() {
+    if resizes || removes || useless_locks(observed, decided).next().is_some() {
         return Ok(true);
     }
     if rollout.replicas.keys().all(|revision| deployments.contains_key(revision)) {
@@ -481,6 +490,7 @@ async fn report(
         numbers: view.numbers,
         routed: seen.service.is_some(),
         apply_error: applied.error.as_ref().map(ToString::to_string),
+        needs_a_person: applied.error.as_ref().is_some_and(ReconcileError::needs_a_person),
         now: Timestamp::now(),
     });
     write(object, previous, &status, context).await?;

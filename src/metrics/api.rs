@@ -137,10 +137,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (call, metrics, started) = (Call::of(&request), self.metrics.clone(), Instant::now());
+        let (call, metrics) = (Call::of(&request), self.metrics.clone());
         let span = call.span();
         let sending = self.inner.call(request);
         let sent = async move {
+            // Not before: a watch may wait for its turn.
+            let started = Instant::now();
             let result = sending.await;
             let code =
                 result.as_ref().map_or_else(|_| "error".to_owned(), |answer| answer.status().as_str().to_owned());

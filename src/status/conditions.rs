@@ -202,6 +202,9 @@ fn scaling_active(facts: &Facts<'_>) -> Verdict {
 
 /// The spec cannot be carried out without a person, or was not within its time.
 fn stalled(facts: &Facts<'_>) -> Option<Verdict> {
+    if let Some(error) = facts.apply_error.as_ref().filter(|_| facts.needs_a_person) {
+        return Some(not_applied("True", error));
+    }
     let (revision, target) = facts.target()?;
     if let Some(problem) = target.problem.as_ref().filter(|problem| problem.permanent && target.ready == 0) {
         return Some(verdict("True", problem.reason, format!("revision {revision}: {}", problem.message)));

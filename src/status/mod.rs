@@ -65,6 +65,8 @@ pub struct Facts<'a> {
     pub routed: bool,
     /// Why the children could not be applied.
     pub apply_error: Option<String>,
+    /// They never will be, unless a person does something.
+    pub needs_a_person: bool,
     /// The time of this look.
     pub now: Timestamp,
 }
@@ -105,7 +107,7 @@ pub fn derive(facts: &Facts<'_>) -> ModelDeploymentStatus {
         let digest = told.or_else(|| previous.digest_of(&revision)).map(|hex| format!("sha256:{hex}"));
         Some(RevisionStatus { revision, digest })
     };
-    let applied = facts.apply_error.is_none();
+    let applied = facts.apply_error.is_none() || facts.needs_a_person;
     ModelDeploymentStatus {
         observed_generation: if applied { Some(model.generation) } else { previous.observed_generation },
         conditions: conditions::derive(facts),

@@ -28,6 +28,7 @@ struct Situation {
     revisions: BTreeMap<String, RevisionFacts>,
     decision: Option<Decision>,
     apply_error: Option<String>,
+    needs_a_person: bool,
     routed: bool,
     numbers: numbers::Change,
 }
@@ -41,6 +42,7 @@ impl Situation {
             revisions: BTreeMap::from([("a".to_owned(), RevisionFacts::default())]),
             decision: None,
             apply_error: None,
+            needs_a_person: false,
             routed: true,
             numbers: numbers::Change::Keep,
         }
@@ -72,6 +74,7 @@ impl Situation {
             numbers: self.numbers,
             routed: self.routed,
             apply_error: self.apply_error.clone(),
+            needs_a_person: self.needs_a_person,
             now,
         })
     }
@@ -246,12 +249,20 @@ fn an_operator_that_has_just_started_says_what_the_one_before_it_said() {
 
 #[test]
 fn a_failed_write_keeps_the_observed_generation() {
-    let error = Some("Service ml/digits belongs to someone else".to_owned());
+    let error = Some("cannot apply Service ml/digits: no".to_owned());
     let previous = ModelDeploymentStatus { observed_generation: Some(2), ..ModelDeploymentStatus::default() };
     let failed = Situation { apply_error: error, routed: false, previous, ..Situation::new() };
     assert_eq!(failed.status(NOW).observed_generation, Some(2));
     assert_eq!(Situation::new().status(NOW).observed_generation, Some(3));
     insta::assert_snapshot!(failed.text());
+}
+
+#[test]
+fn what_only_a_person_can_put_right_is_stalled_at_once() {
+    let apply_error = Some("Service ml/digits belongs to someone else".to_owned());
+    let blocked = Situation { apply_error, needs_a_person: true, routed: false, ..Situation::new() };
+    assert_eq!(blocked.status(NOW).observed_generation, Some(3), "nothing else will be said about it");
+    insta::assert_snapshot!(blocked.text());
 }
 
 #[test]
