@@ -341,15 +341,57 @@ fn fingerprint(rendered: &serde_json::Value) -> String {
 mod tests {
     use super::*;
 
-    /// What an API server (1.35) answers.
-    fn status(text: &str) -> Status {
-        serde_json::from_str(text).unwrap()
-    }
-
-    const TERMINATING: &str = r#"TODO"#;
+    /// What an API server (1.35) answers to an apply where the namespace is being deleted, where there is none, where a
+    /// right is missing, and to a status of an object that is gone.
+    const ANSWERS: [(&str, bool); 4] = [
+        (
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"services \"m\" is forbidden:
+            unable to create new content in namespace ending because it is being terminated","reason":"Forbidden",
+            "details":{"name":"m","kind":"services","causes":[{"reason":"NamespaceTerminating",
+            "message":"namespace ending is being terminated","field":"metadata.namespace"}]},"code":403}"#,
+            true,
+        ),
+        (
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"namespaces \"nowhere\" not
+            found","reason":"NotFound","details":{"name":"nowhere","kind":"namespaces"},"code":404}"#,
+            true,
+        ),
+        (
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"services \"m\" is forbidden:
+            User \"x\" cannot patch resource \"services\" in API group \"\" in the namespace \"ml\"",
+            "reason":"Forbidden","details":{"name":"m","kind":"services"},"code":403}"#,
+            false,
+        ),
+        (
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
+            "message":"modeldeployments.ortolan.dev \"m\" not found","reason":"NotFound",
+            "details":{"name":"m","group":"ortolan.dev","kind":"modeldeployments"},"code":404}"#,
+            false,
+        ),
+    ];
 
     #[test]
     fn a_namespace_that_is_being_deleted_is_told_from_a_refusal() {
-        assert!(is_ending(&status(TERMINATING)));
+        for (text, ending) in ANSWERS {
+            let status: Status = serde_json::from_str(&text.replace('\n', " ")).unwrap();
+            assert_eq!(is_ending(&status), ending, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_answer_means_is_known() {
+        let attempt = Attempt { verb: "apply", kind: "Service", name: "ml/m" };
+        let parsed = |text: &str| serde_json::from_str::<Status>(&text.replace('\n', " ")).unwrap();
+        let conflict = Status { code: 409, reason: "Conflict".to_owned(), ..parsed(ANSWERS[2].0) };
+        let answers = ANSWERS.map(|(text, _)| parsed(text)).into_iter().chain([conflict]);
+        let mut errors = Vec::new();
+        for status in answers {
+            errors.push(attempt.answer(async { Err::<(), _>(kube::Error::Api(status.boxed())) }).await.unwrap_err());
+        }
+        let kinds: Vec<_> = errors.iter().map(WriteError::kind).collect();
+        assert_eq!(kinds, ["ending", "ending", "api", "api", "conflict"]);
+        assert_eq!(errors[4].overload(), Some(0), "who is always late rests");
+        let gone = attempt.of_what_is_gone(errors.swap_remove(3));
+        assert_eq!(gone.kind(), "ending", "a status is written only while its object is there");
     }
 }

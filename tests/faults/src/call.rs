@@ -65,6 +65,12 @@ impl Call {
         !matches!(self.verb, "list" | "watch" | "get") && self.resource != "leases"
     }
 
+    /// Whether it is a watch, or the list that one begins with: they come in pages, which nothing else asks for.
+    pub fn is_watching(&self) -> bool {
+        let query = self.target.split_once('?').map_or("", |(_, query)| query);
+        self.verb == "watch" || (self.verb == "list" && query.split('&').any(|part| part.starts_with("limit=")))
+    }
+
     /// The plural name of the kind without its subresource.
     pub fn kind(&self) -> &str {
         self.resource.split('/').next().unwrap_or_default()
@@ -91,6 +97,8 @@ mod tests {
         assert_eq!((list.verb, list.target.as_str()), ("list", "/api/v1/namespaces/mine/pods?limit=500"));
         let watch = call(&Method::GET, "/apis/apps/v1/deployments?watch=true&resourceVersion=1");
         assert_eq!(watch.verb, "watch");
+        assert!(list.is_watching() && watch.is_watching());
+        assert!(!call(&Method::GET, "/apis/apps/v1/namespaces/mine/deployments?labelSelector=a").is_watching());
         assert_eq!(watch.target, "/apis/apps/v1/namespaces/mine/deployments?watch=true&resourceVersion=1");
     }
 

@@ -44,7 +44,8 @@ struct Arguments {
     /// Scenarios that are tried at once.
     #[arg(long, default_value = "12")]
     at_once: usize,
-    /// Only what holds this, of `SCENARIO kill`, `SCENARIO lose`, `SCENARIO stale`, `update disturbed WHAT` and `rest`.
+    /// Only what holds this, of `SCENARIO kill`, `SCENARIO lose`, `SCENARIO stale`, `update disturbed WHAT`, `rest`,
+    /// `taken` and `ending`.
     #[arg(long, default_value = "")]
     only: String,
     /// A line for each fault that was tried.
@@ -101,9 +102,13 @@ async fn try_all(lab: &Lab, arguments: &Arguments) -> anyhow::Result<Vec<Row>> {
     let courses: Vec<_> = courses.await;
     // The longest first.
     let mut tries: Vec<Try<'_>> = Vec::new();
-    if "rest".contains(&arguments.only) {
-        tries.push(async { vec![checks::rest::idle(lab).await] }.boxed());
-    }
+    let alone: [(&str, BoxFuture<'_, Row>); 3] = [
+        ("rest", checks::rest::idle(lab).boxed()),
+        ("taken", checks::taken::service(lab).boxed()),
+        ("ending", checks::ending::namespace(lab).boxed()),
+    ];
+    let alone = alone.into_iter().filter(|(name, _)| name.contains(&arguments.only));
+    tries.extend(alone.map(|(_, row)| row.map(|row| vec![row]).boxed()));
     for (scenario, course) in &courses {
         let course = course.as_ref().map_err(|error| anyhow::anyhow!("undisturbed, {}: {error:#}", scenario.name))?;
         let Course { writes, events, pods, .. } = course;

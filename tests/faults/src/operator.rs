@@ -46,6 +46,13 @@ impl Program {
         self.folder.join(format!("{name}.log"))
     }
 
+    /// The warnings and errors in that log.
+    pub fn warnings(&self, name: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.log(name)).unwrap_or_default();
+        let warns = |line: &&str| line.contains(" WARN ") || line.contains(" ERROR ");
+        text.lines().filter(warns).map(str::to_owned).collect()
+    }
+
     /// The last lines of that log.
     pub fn last_words(&self, name: &str) -> String {
         let text = std::fs::read_to_string(Path::new(&self.log(name))).unwrap_or_default();

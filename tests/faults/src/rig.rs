@@ -122,6 +122,20 @@ impl<'a> Rig<'a> {
         }
     }
 
+    /// Waits until the state is as it should be.
+    pub async fn until(&self, what: &str, within: Duration, holds: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+        let started = Instant::now();
+        loop {
+            let state = self.state();
+            if holds(&state) {
+                return Ok(state);
+            }
+            let late = started.elapsed() > within;
+            ensure!(!late, "{what}: not within {} s: {state:#}\n{}", within.as_secs(), self.last_words());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     fn is_settled(&self, state: &Value) -> bool {
         let objects = self.lab.world.objects(&self.namespace);
         let model = objects.iter().find(|object| object["kind"] == "ModelDeployment");
@@ -162,7 +176,7 @@ impl<'a> Rig<'a> {
         writes.map(|entry| format!("{} → {}", entry.call, entry.status)).collect()
     }
 
-    /// The last calls and the end of the log.
+    /// How many calls of which kind there were, the last of them, and the end of the log.
     pub fn last_words(&self) -> String {
         let calls: Vec<_> = self.log.entries();
         let calls = calls.iter().rev().filter(|entry| entry.call.verb != "watch").take(25).collect::<Vec<_>>();
@@ -171,7 +185,18 @@ impl<'a> Rig<'a> {
             .rev()
             .map(|entry| format!("  {:.2} s ago {} → {}", entry.at.elapsed().as_secs_f64(), entry.call, entry.status))
             .collect();
-        format!("calls:\n{}\nlog:\n{}", calls.join("\n"), self.lab.program.last_words(&self.namespace))
+        let mut counts = BTreeMap::<String, usize>::new();
+        for entry in self.log.entries() {
+            *counts.entry(format!("{} {}", entry.call.verb, entry.call.resource)).or_default() += 1;
+        }
+        let counts: Vec<_> = counts.iter().map(|(call, count)| format!("{count} {call}")).collect();
+        let (counts, calls) = (counts.join(", "), calls.join("\n"));
+        format!("all calls: {counts}\nlast:\n{calls}\nlog:\n{}", self.lab.program.last_words(&self.namespace))
+    }
+
+    /// The warnings in the operator's log.
+    pub fn warnings(&self) -> Vec<String> {
+        self.lab.program.warnings(&self.namespace)
     }
 
     /// Takes operator and namespace away.

@@ -1,7 +1,10 @@
 //! An update while the API server refuses, loses or delays calls: nobody is served less, nobody calls without end, and
 //! afterwards all is as if nothing had been.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
@@ -16,8 +19,10 @@ use crate::{
 
 /// How long the disturbance lasts, all its parts together.
 const LASTS: Duration = Duration::from_secs(20);
-/// Calls that one operator with one model may make in that time.
+/// Calls that one operator with one model may make in that time, besides its watches,
 const CALLS: usize = 120;
+/// and how often the watch of one kind may be begun.
+const WATCHES: usize = 8;
 
 /// What is tried, in words, and what comes one after the other.
 pub const DISTURBANCES: &[(&str, &[Disturbance])] = &[
@@ -83,7 +88,7 @@ async fn play(
     }
     *calls = rig.log.entries().len() - before;
     rig.proxy()?.set(Fault::Calm);
-    ensure!(*calls <= CALLS, "{calls} calls in {} s are too many\n{}", LASTS.as_secs(), rig.last_words());
+    bounded(&rig, before)?;
     if matches!(parts, [Disturbance::RefuseKind { .. }]) {
         let told = told.context("the status told nothing of it")?;
         ensure!(told.contains("Deployment") && told.contains("500"), "the status told: {told}");
@@ -95,6 +100,21 @@ async fn play(
     let made = pods.created.len();
     ensure!(made <= course.pods, "{made} pods were made, {} undisturbed\n{}", course.pods, rig.last_words());
     rig.clear().await;
+    Ok(())
+}
+
+/// Whether there were few calls since there were `before` of them.
+fn bounded(rig: &Rig<'_>, before: usize) -> anyhow::Result<()> {
+    let entries = rig.log.entries();
+    let calls = entries[before..].iter().map(|entry| &entry.call);
+    let others = calls.clone().filter(|call| !call.is_watching()).count();
+    let seconds = LASTS.as_secs();
+    ensure!(others <= CALLS, "{others} calls besides watches in {seconds} s, not {CALLS}\n{}", rig.last_words());
+    let mut begun = BTreeMap::<&str, usize>::new();
+    calls.filter(|call| call.verb == "watch").for_each(|call| *begun.entry(call.kind()).or_default() += 1);
+    for (kind, times) in begun {
+        ensure!(times <= WATCHES, "{times} watches of {kind} in {seconds} s, not {WATCHES}\n{}", rig.last_words());
+    }
     Ok(())
 }
 
