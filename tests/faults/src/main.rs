@@ -95,7 +95,12 @@ type Try<'a> = BoxFuture<'a, Vec<Row>>;
 /// All that is tried.
 async fn try_all(lab: &Lab, arguments: &Arguments) -> anyhow::Result<Vec<Row>> {
     let wanted = |scenario: &Scenario, kind: &str| format!("{} {kind}", scenario.name).contains(&arguments.only);
-    let courses = futures::future::join_all(SCENARIOS.iter().map(|scenario| async move {
+    let kinds = ["kill", "lose", "stale", "disturbed"];
+    let played = |scenario: &&Scenario| {
+        let disturbances = checks::disturbed::DISTURBANCES.iter().map(|(words, _)| format!("disturbed {words}"));
+        kinds.map(str::to_owned).into_iter().chain(disturbances).any(|kind| wanted(scenario, &kind))
+    };
+    let courses = futures::future::join_all(SCENARIOS.iter().filter(played).map(|scenario| async move {
         let course = checks::steps::undisturbed(lab, scenario).await;
         (scenario, course)
     }));
@@ -112,7 +117,8 @@ async fn try_all(lab: &Lab, arguments: &Arguments) -> anyhow::Result<Vec<Row>> {
     for (scenario, course) in &courses {
         let course = course.as_ref().map_err(|error| anyhow::anyhow!("undisturbed, {}: {error:#}", scenario.name))?;
         let Course { writes, events, pods, .. } = course;
-        say(&format!("{} undisturbed: {writes} writes, {events} events, {pods} pods", scenario.name));
+        let took = course.took.as_secs_f64();
+        say(&format!("{} undisturbed: {writes} writes, {events} events, {pods} pods, {took:.1} s", scenario.name));
         if scenario.name == "update" {
             let all = checks::disturbed::DISTURBANCES.iter().enumerate();
             let wanted = all.filter(|(_, (words, _))| wanted(scenario, &format!("disturbed {words}")));

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     fault::{Fault, Moment},
-    report::Row,
+    report::{MISSED, Row},
     rig::{Goal, Lab, Rig},
     scenario::Scenario,
 };
@@ -26,10 +26,13 @@ pub struct Course {
     pub events: usize,
     /// Pods that were made in all.
     pub pods: usize,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// Plays a scenario with nothing wrong.
 pub async fn undisturbed(lab: &Lab, scenario: &Scenario) -> anyhow::Result<Course> {
+    let started = Instant::now();
     let mut rig = Rig::new(lab, &format!("{}-undisturbed", scenario.name)).await?;
     rig.start(Fault::Calm).await?;
     let mut course = Course::default();
@@ -46,6 +49,7 @@ pub async fn undisturbed(lab: &Lab, scenario: &Scenario) -> anyhow::Result<Cours
     course.writes = rig.log.writes();
     course.events = rig.log.events();
     course.pods = pods.created.len();
+    course.took = started.elapsed();
     rig.clear().await;
     Ok(course)
 }
@@ -101,7 +105,7 @@ async fn play(
         rig.act(*act).await?;
         if let Some(state) = expected.next() {
             let reached = rig.reach(Goal::Same(state), WITHIN).await;
-            *hit = rig.log.hit().unwrap_or_else(|| "(did not come to it)".to_owned());
+            *hit = rig.log.hit().unwrap_or_else(|| MISSED.to_owned());
             reached?;
         }
     }
