@@ -196,10 +196,8 @@ impl Run {
             "no namespace is known for the Lease by which the leader is elected: give --lease-namespace (in a pod, the \
              variable POD_NAMESPACE), or --leader-elect=false where no other operator can run",
         )?;
-        let client = ClientBuilder::try_from(config.clone())?
-            .with_layer(&Patience::default())
-            .with_layer(metrics.api())
-            .build();
+        let client =
+            ClientBuilder::try_from(config.clone())?.with_layer(&Patience::default()).with_layer(metrics.api()).build();
         let (elector, leadership) =
             Elector::new(client, namespace, self.instance.as_deref(), (metrics.clone(), health.clone()));
         Ok((Some(elector), leadership))
@@ -242,8 +240,8 @@ async fn told(mut stop: watch::Receiver<bool>) {
 /// Reads a time such as `30m`.
 fn time(text: &str) -> Result<Duration, String> {
     let time = text.parse::<jiff::SignedDuration>().ok().and_then(|time| Duration::try_from(time).ok());
-    let time = time.filter(|time| *time >= Duration::from_secs(1));
-    time.ok_or_else(|| "a time of at least one second was expected, such as 30m or 90s".to_owned())
+    let time = time.filter(|time| *time >= Duration::from_secs(5));
+    time.ok_or_else(|| "a time of at least five seconds was expected, such as 30m or 90s".to_owned())
 }
 
 /// Returns at SIGTERM or SIGINT.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tower::{Layer, Service};
 
 /// A watch that was begun longer ago than this has lived.
-const LIVED: Duration = Duration::from_secs(5);
+const LIVED: Duration = Duration::from_secs(3);
 /// Between the beginnings of a watch that did not live and of the next one,
 const FIRST: Duration = Duration::from_secs(1);
 /// and the longest that this becomes by doubling. Not longer: what changes meanwhile is seen when it is over.
@@ -158,7 +158,8 @@ mod tests {
         let pace = Pace::default();
         let mut service = pace.layer(service_fn(|_: Request<()>| async { Ok::<_, BoxError>(()) }));
         let mut waits = Vec::new();
-        for uri in ["/api/v1/pods?watch=1", "/api/v1/pods", "/api/v1/pods?a=b&watch=true", "/api/v1/pods?x=watch=true"] {
+        for uri in ["/api/v1/pods?watch=1", "/api/v1/pods", "/api/v1/pods?a=b&watch=true", "/api/v1/pods?x=watch=true"]
+        {
             let mut answer = service.call(Request::builder().uri(uri).body(()).unwrap());
             waits.push(futures::poll!(&mut answer).is_pending());
         }

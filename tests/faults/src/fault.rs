@@ -68,6 +68,8 @@ pub enum Disturbance {
     Slow(Duration),
     /// Writes are never answered.
     Silent,
+    /// No call is ever answered, and watches that were open end.
+    SilentAll,
     /// Watches end in the middle of an event.
     Truncate,
     /// Watches are told that their version is too old.
@@ -125,6 +127,7 @@ impl Disturbance {
             Self::RefuseKind { kind, code } if call.is_write() && call.kind() == kind => Step::Refuse(code, None),
             Self::Reset if call.is_write() => Step::Reset,
             Self::Silent if call.is_write() => Step::Hang,
+            Self::SilentAll => Step::Hang,
             Self::Slow(time) => Step::Wait(time),
             _ => Step::Pass,
         }

@@ -429,7 +429,7 @@ async fn pump(
 fn last_words(fault: &Fault) -> Option<Result<Bytes, io::Error>> {
     match fault {
         Fault::Disturb(Disturbance::Truncate) => Some(Ok(Bytes::from_static(b"{\"type\":\"MODIFIED\",\"obj"))),
-        Fault::Disturb(Disturbance::RefuseAll { .. }) => Some(Err(gone())),
+        Fault::Disturb(Disturbance::RefuseAll { .. } | Disturbance::SilentAll) => Some(Err(gone())),
         Fault::Disturb(Disturbance::Gone) => {
             let status = json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",

@@ -30,7 +30,8 @@ pub fn say(line: &str) {
 pub fn print(rows: &[Row]) -> bool {
     let mut groups: BTreeMap<(&str, &str), Vec<&Row>> = BTreeMap::new();
     for row in rows {
-        let kind = row.fault.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == ' ');
+        let numbered = row.fault.rsplit_once(' ').filter(|(_, number)| number.parse::<u32>().is_ok());
+        let kind = numbered.map_or(row.fault.as_str(), |(kind, _)| kind);
         groups.entry((&row.scenario, kind)).or_default().push(row);
     }
     let titles = ["tried", "hit", "good", "median", "longest"];
@@ -51,7 +52,9 @@ pub fn print(rows: &[Row]) -> bool {
     let failed = rows.iter().filter(|row| row.result.is_err()).count();
     say(&format!("\n{} tried, {failed} failed", rows.len()));
     if idle > 0 {
-        say(&format!("{idle} kinds of faults were seldom met: the undisturbed run had more writes or events than the others"));
+        say(&format!(
+            "{idle} kinds of faults were seldom met: the undisturbed run had more writes or events than the others"
+        ));
     }
     failed == 0 && idle == 0
 }

@@ -19,8 +19,8 @@ use crate::{
 
 /// How long the disturbance lasts, all its parts together.
 const LASTS: Duration = Duration::from_secs(20);
-/// Calls that one operator with one model may make in that time, besides its watches,
-const CALLS: usize = 120;
+/// Calls that one operator with one model may make in that time, besides its watches: three tries of some forty calls,
+const CALLS: usize = 150;
 /// and how often the watch of one kind may be begun.
 const WATCHES: usize = 8;
 
@@ -33,7 +33,8 @@ pub const DISTURBANCES: &[(&str, &[Disturbance])] = &[
     ("500 for Deployments only", &[Disturbance::RefuseKind { kind: "deployments", code: 500 }]),
     ("503 for everything", &[Disturbance::RefuseAll { code: 503 }]),
     ("lost answers", &[Disturbance::Reset]),
-    ("no answers", &[Disturbance::Silent]),
+    ("no answers to writes", &[Disturbance::Silent]),
+    ("no answers to anything", &[Disturbance::SilentAll]),
     ("answers 2 s late", &[Disturbance::Slow(Duration::from_secs(2))]),
     ("watches cut off in the middle", &[Disturbance::Truncate]),
     ("watches that are told 410 Gone", &[Disturbance::Gone]),

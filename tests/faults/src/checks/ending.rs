@@ -41,7 +41,8 @@ pub async fn namespace(lab: &Lab) -> Row {
 async fn play(lab: &Lab, refused: &mut usize) -> anyhow::Result<()> {
     let client = &lab.world.client;
     let mut rig = Rig::new(lab, "ending").await?;
-    let (held, namespaces) = (Api::<ConfigMap>::namespaced(client.clone(), "ending"), Api::<Namespace>::all(client.clone()));
+    let (held, namespaces) =
+        (Api::<ConfigMap>::namespaced(client.clone(), "ending"), Api::<Namespace>::all(client.clone()));
     let hold = json!({"metadata": {"name": "hold", "finalizers": ["ortolan.dev/hold"]}});
     held.create(&PostParams::default(), &serde_json::from_value(hold)?).await?;
     rig.start(Fault::Calm).await?;

@@ -1,8 +1,11 @@
 //! Every scenario once without a fault, then once for each write and each event of it, with a fault there.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use crate::{
@@ -32,6 +35,10 @@ pub struct Course {
 
 /// Plays a scenario with nothing wrong.
 pub async fn undisturbed(lab: &Lab, scenario: &Scenario) -> anyhow::Result<Course> {
+    play_through(lab, scenario).await.with_context(|| format!("{} failed without a fault", scenario.name))
+}
+
+async fn play_through(lab: &Lab, scenario: &Scenario) -> anyhow::Result<Course> {
     let started = Instant::now();
     let mut rig = Rig::new(lab, &format!("{}-undisturbed", scenario.name)).await?;
     rig.start(Fault::Calm).await?;
@@ -52,6 +59,13 @@ pub async fn undisturbed(lab: &Lab, scenario: &Scenario) -> anyhow::Result<Cours
     course.took = started.elapsed();
     rig.clear().await;
     Ok(course)
+}
+
+impl fmt::Display for Course {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { writes, events, pods, took, .. } = self;
+        write!(formatter, "{writes} writes, {events} events, {pods} pods, {:.1} s", took.as_secs_f64())
+    }
 }
 
 /// The faults around every write of a scenario.
