@@ -41,10 +41,10 @@ pub async fn namespace(lab: &Lab) -> Row {
 async fn play(lab: &Lab, refused: &mut usize) -> anyhow::Result<()> {
     let client = &lab.world.client;
     let mut rig = Rig::new(lab, "ending").await?;
-    let (held, namespaces) =
+    let (maps, namespaces) =
         (Api::<ConfigMap>::namespaced(client.clone(), "ending"), Api::<Namespace>::all(client.clone()));
     let hold = json!({"metadata": {"name": "hold", "finalizers": ["ortolan.dev/hold"]}});
-    held.create(&PostParams::default(), &serde_json::from_value(hold)?).await?;
+    maps.create(&PostParams::default(), &serde_json::from_value(hold)?).await?;
     rig.start(Fault::Calm).await?;
     rig.act(Act::Create(2)).await?;
     rig.reach(Goal::Settled, WITHIN).await?;
@@ -57,7 +57,7 @@ async fn play(lab: &Lab, refused: &mut usize) -> anyhow::Result<()> {
     ensure!(calls.len() <= CALLS, "{} calls in {} s are too many\n{}", calls.len(), LASTS.as_secs(), rig.last_words());
     rig.proxy()?.set(Fault::Calm);
     let free = json!({"metadata": {"finalizers": null}});
-    held.patch("hold", &PatchParams::default(), &Patch::Merge(free)).await?;
+    maps.patch("hold", &PatchParams::default(), &Patch::Merge(free)).await?;
     let ended = Instant::now();
     while namespaces.get_opt("ending").await?.is_some() {
         ensure!(ended.elapsed() < WITHIN, "the namespace does not end");
