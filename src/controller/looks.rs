@@ -67,6 +67,7 @@ pub async fn run(context: Arc<Context>, models: Store<Watched>, scraper: Scraper
                     under_way.push(looker.look(model, keep));
                 }
                 context.fleet.retain(|uid| agenda.knows(uid));
+                context.rest.retain(|uid| agenda.knows(uid));
                 context.health.beat();
             }
             Some(ended) = under_way.next() => agenda.looked(&ended, context.clock()),

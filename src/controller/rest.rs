@@ -48,9 +48,14 @@ impl Rest {
         Some(models.get(uid)?.until.saturating_duration_since(now)).filter(|left| !left.is_zero())
     }
 
-    /// A model's writes were taken, or it is gone.
+    /// A model's writes were taken.
     pub fn end(&self, uid: &str) {
         self.models.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// Forgets all models but those that are known.
+    pub fn retain(&self, known: impl Fn(&str) -> bool) {
+        self.models.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| known(uid));
     }
 }
 
@@ -68,6 +73,15 @@ mod tests {
         assert_eq!(rest.begin("a", 0, now).as_secs(), 5);
         assert_eq!(rest.left("a", now + Duration::from_secs(2)), Some(Duration::from_secs(3)));
         assert_eq!(rest.left("a", now + Duration::from_secs(5)), None);
+    }
+
+    #[test]
+    fn a_model_that_is_gone_is_forgotten() {
+        let (rest, now) = (Rest::default(), Instant::now());
+        rest.begin("a", 0, now);
+        rest.begin("b", 0, now);
+        rest.retain(|uid| uid == "a");
+        assert_eq!((rest.left("a", now), rest.left("b", now)), (Some(FIRST), None));
     }
 
     #[test]

@@ -101,6 +101,7 @@ def test_a_service_of_somebody_else_is_not_taken_over(namespace, store, digits):
     ready = namespace.wait_condition("digits", "RouteReady", "False", "ApplyFailed")
     print(f"\n{ready['message']}")
     assert "belongs to someone else" in ready["message"]
+    namespace.wait_condition("digits", "Stalled", "True", "ApplyFailed")
     assert namespace.get("service", "digits")["spec"] == before
     namespace.kubectl("delete", "service", "digits")
     namespace.wait_served("digits")

@@ -98,9 +98,9 @@ class ControlPlane:
         )
         self.run("kube-scheduler", *common)
 
-    def start_nodes(self, api: Api, pods: int):
+    def start_nodes(self, api: Api, pods: int, stages: pathlib.Path = STAGES):
         self.run("kwok", f"--kubeconfig={self.kubeconfig(ADMIN)}", "--manage-all-nodes=true", f"--cidr={POD_RANGE}",
-                 f"--config={STAGES}",
+                 f"--config={stages}",
                  program=os.environ["KWOK"])
         for number in range(pods // PODS_PER_NODE + 2):
             amounts = {"cpu": "100k", "memory": "100Ti", "pods": str(PODS_PER_NODE)}
