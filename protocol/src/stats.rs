@@ -65,6 +65,13 @@ pub enum Phase {
     Draining,
 }
 
+impl Phase {
+    /// Whether the model was loaded: its bytes are good.
+    pub fn is_loaded(self) -> bool {
+        matches!(self, Self::Ready | Self::Draining)
+    }
+}
+
 /// Requests by how they ended. `arrived` is the sum of the ends and of those in flight; `admitted` lies across them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

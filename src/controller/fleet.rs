@@ -106,6 +106,12 @@ struct PodMemory {
     starting: bool,
 }
 
+impl PodMemory {
+    fn has_loaded(&self) -> bool {
+        self.stats.as_ref().is_some_and(|stats| stats.phase.is_loaded())
+    }
+}
+
 /// What became of the last look at a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Last {
@@ -124,8 +130,10 @@ pub struct View {
     pub decision: Option<Decision>,
     /// What is to become of the numbers in `status`.
     pub numbers: Change,
-    /// The digest that the server of each pod told, by the UID of the pod.
+    /// The digest of what the server of each pod has loaded, by the UID of the pod.
     pub digests: HashMap<String, String>,
+    /// The digest of what the server of each pod has read and not loaded yet: it may be no model.
+    pub read: HashMap<String, String>,
 }
 
 /// What one look at a model led to.
@@ -204,13 +212,17 @@ impl Fleet {
         let decided = memory.and_then(|memory| memory.decision.as_ref()).map(|decision| decision.replicas);
         let desired = model.scaling.clamp(decided.or(previous).unwrap_or_else(|| model.scaling.initial()));
         let Some(memory) = memory else { return View { desired, ..View::default() } };
-        let digests =
-            memory.pods.iter().filter_map(|(uid, pod)| Some((uid.to_string(), pod.stats.as_ref()?.digest.clone()?)));
+        let told = memory.pods.iter().filter_map(|(uid, pod)| Some((uid.to_string(), pod.stats.as_ref()?)));
+        let (loaded, loading): (Vec<_>, Vec<_>) = told.partition(|(_, stats)| stats.phase.is_loaded());
+        let digests = |told: Vec<(String, &Box<Stats>)>| {
+            told.into_iter().filter_map(|(uid, stats)| Some((uid, stats.digest.clone()?))).collect()
+        };
         View {
             desired,
             decision: memory.decision.clone(),
             numbers: memory.numbers_due(now),
-            digests: digests.collect(),
+            digests: digests(loaded),
+            read: digests(loading),
         }
     }
 
@@ -250,11 +262,11 @@ impl Fleet {
         }
     }
 
-    /// Those of a model's pods that have told nothing yet.
+    /// Those of a model's pods that have not told what they have loaded yet.
     pub fn unknown<'a>(&self, uid: &str, pods: &'a [Arc<PodFacts>]) -> HashSet<&'a str> {
         let models = self.lock();
         let memory = models.get(uid);
-        let told = |pod: &str| memory.is_some_and(|memory| memory.pods.get(pod).is_some_and(|pod| pod.stats.is_some()));
+        let told = |pod: &str| memory.is_some_and(|memory| memory.pods.get(pod).is_some_and(PodMemory::has_loaded));
         pods.iter().map(|pod| &*pod.uid).filter(|pod| !told(pod)).collect()
     }
 
@@ -282,7 +294,8 @@ impl ModelMemory {
             };
             let Answer::Told(mut stats) = std::mem::replace(answer, Answer::Silence) else { continue };
             let before = memory.stats.as_ref();
-            new_digest |= stats.digest.is_some() && before.is_none_or(|before| before.digest != stats.digest);
+            let known = |before: &Stats| (&before.digest, before.phase.is_loaded()) == (&stats.digest, stats.phase.is_loaded());
+            new_digest |= stats.digest.is_some() && !before.is_some_and(|before| known(before));
             memory.first = before.is_none_or(|before| before.instance != stats.instance);
             memory.window = before.and_then(|before| window::between(before, &stats));
             // Nobody looks at these again, and there are many servers.

@@ -180,6 +180,7 @@ async fn observe(model: &DesiredModel, object: &ModelDeployment, seen: Seen, con
         };
         let mut told: Vec<_> = pods.iter().filter_map(|pod| view.digests.get(pod.metadata.uid.as_ref()?)).collect();
         told.sort();
+        let mut read = pods.iter().filter_map(|pod| view.read.get(pod.metadata.uid.as_ref()?));
         let digest = known_digest(&seen, &previous, revision).or_else(|| told.first().map(ToString::to_string));
         let other_digest = told.into_iter().find(|told| Some(*told) != digest.as_ref()).cloned();
         let facts = RevisionFacts {
@@ -187,7 +188,7 @@ async fn observe(model: &DesiredModel, object: &ModelDeployment, seen: Seen, con
             ready: count(pods.iter().filter(|pod| seen::is_ready(pod)).count()),
             digest,
             other_digest,
-            read_digest: problems::digest(&sight),
+            read_digest: problems::digest(&sight).or_else(|| read.next().cloned()),
             problem: problems::root_cause(&sight),
             late: problems::is_late(deployment),
         };

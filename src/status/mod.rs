@@ -32,11 +32,11 @@ pub struct RevisionFacts {
     pub replicas: u32,
     /// Servers that answer.
     pub ready: u32,
-    /// The digest of the model's bytes, as hex, once a server told it.
+    /// The digest of the model's bytes, as hex, once a server has loaded them: what the revision is bound to.
     pub digest: Option<String>,
-    /// Another digest that some server told: the bytes at the source changed.
+    /// Another digest that some server has loaded: the bytes at the source changed.
     pub other_digest: Option<String>,
-    /// The digest that a server found before it gave up; the revision is not bound to it.
+    /// The digest of what a server has read and not loaded, or not yet; the revision is not bound to it.
     pub read_digest: Option<String>,
     /// What keeps its servers from serving.
     pub problem: Option<Problem>,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ortolan_protocol::stats::BatchCell;
+use ortolan_protocol::stats::{BatchCell, Phase};
 use serde_json::json;
 
 use super::*;
@@ -40,6 +40,7 @@ fn stats(uptime: f64, completed: u64) -> Stats {
     let mut stats = Stats {
         instance: "one".into(),
         digest: Some("00ff".into()),
+        phase: Phase::Ready,
         uptime_seconds: uptime,
         cpus: 1.0,
         rows_arrived: completed,
@@ -78,6 +79,28 @@ fn a_new_digest_wakes_a_reconcile_and_is_known_by_pod() {
     let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
     assert!(look(&fleet, &pods, vec![("p", stats(1.0, 0))], 1.0).due);
     assert_eq!(fleet.view(&model(), Some(1), 1.0).digests["p"], "00ff");
+}
+
+#[test]
+fn what_is_read_and_not_loaded_binds_nobody() {
+    let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
+    let loading = Stats { phase: Phase::Loading, digest: Some("bad0".into()), ..stats(1.0, 0) };
+    assert!(look(&fleet, &pods, vec![("p", loading)], 1.0).due, "it is shown");
+    let view = fleet.view(&model(), Some(1), 1.0);
+    assert_eq!((view.digests.get("p"), view.read["p"].as_str()), (None, "bad0"));
+    assert!(fleet.unknown("0b51", &pods).contains("p"), "it is asked again until it has loaded");
+    // The next process found other bytes, and those are a model.
+    assert!(look(&fleet, &pods, vec![("p", stats(1.0, 0))], 2.0).due);
+    let view = fleet.view(&model(), Some(1), 2.0);
+    assert_eq!((view.digests["p"].as_str(), view.read.get("p")), ("00ff", None));
+    assert!(fleet.unknown("0b51", &pods).is_empty());
+}
+
+#[test]
+fn the_same_bytes_wake_a_reconcile_once_more_when_they_are_loaded() {
+    let (fleet, pods) = (Fleet::default(), [pod("p", Some(2))]);
+    look(&fleet, &pods, vec![("p", Stats { phase: Phase::Loading, ..stats(1.0, 0) })], 1.0);
+    assert!(look(&fleet, &pods, vec![("p", stats(2.0, 0))], 2.0).due);
 }
 
 #[test]

@@ -68,7 +68,6 @@ def seen_from_outside(namespace: Namespace, store: ModelStore, sabotage: Sabotag
     volumes(namespace)
     sabotage.change("volume-read-only", add("/spec/containers/0/volumeMounts/0/readOnly", True))
     sabotage.change("no-image", add("/spec/containers/0/image", "images.invalid/ortolan-server:9"))
-    sabotage.change("no-secret", add("/spec/volumes/-", {"name": "keys", "secret": {"secretName": "nowhere"}}))
     sabotage.change("not-ready", add("/spec/containers/0/readinessProbe/httpGet/path", "/nowhere"))
     probe = "/spec/containers/0/livenessProbe"
     sabotage.change("not-alive", add(f"{probe}/httpGet/path", "/nowhere"), add(f"{probe}/periodSeconds", 2), add(f"{probe}/failureThreshold", 1))
@@ -81,7 +80,7 @@ def seen_from_outside(namespace: Namespace, store: ModelStore, sabotage: Sabotag
     return [
         Case(manifest("volume-read-only", good), "VolumeReadOnly", stalled=True, loops=True),
         Case(manifest("no-image", good), "ImageUnavailable"),
-        Case(manifest("no-secret", good), "SecretNotFound"),
+        Case(manifest("no-secret", "s3://models/m.onnx", credentialsSecret="nowhere"), "SecretNotFound"),
         Case(manifest("no-config-map", "configmap://nowhere/m.onnx"), "ConfigMapNotFound"),
         Case(manifest("no-key", "configmap://half/m.onnx"), "KeyNotFound"),
         Case(manifest("no-claim", "pvc://nowhere/m.onnx"), "ClaimNotFound"),

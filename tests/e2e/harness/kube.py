@@ -104,10 +104,8 @@ class Namespace:
 
 
 def manifest(name: str, uri: str, **spec) -> dict:
-    """A ModelDeployment; `sha256` goes to the model, the rest of `spec` is as in the API."""
-    model = {"uri": uri}
-    if "sha256" in spec:
-        model["sha256"] = spec.pop("sha256")
+    """A ModelDeployment; `sha256` and `credentialsSecret` go to the model, the rest of `spec` is as in the API."""
+    model = {"uri": uri} | {key: spec.pop(key) for key in ("sha256", "credentialsSecret") if key in spec}
     return {
         "apiVersion": "ortolan.dev/v1alpha1",
         "kind": "ModelDeployment",
