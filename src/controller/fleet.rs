@@ -294,7 +294,8 @@ impl ModelMemory {
             };
             let Answer::Told(mut stats) = std::mem::replace(answer, Answer::Silence) else { continue };
             let before = memory.stats.as_ref();
-            let known = |before: &Stats| (&before.digest, before.phase.is_loaded()) == (&stats.digest, stats.phase.is_loaded());
+            let known =
+                |before: &Stats| (&before.digest, before.phase.is_loaded()) == (&stats.digest, stats.phase.is_loaded());
             new_digest |= stats.digest.is_some() && !before.is_some_and(|before| known(before));
             memory.first = before.is_none_or(|before| before.instance != stats.instance);
             memory.window = before.and_then(|before| window::between(before, &stats));

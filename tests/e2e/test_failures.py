@@ -149,6 +149,7 @@ def test_a_server_that_had_to_leave_for_another_pod_says_so(namespace, sabotage,
         sabotage.wait(refused="wet", changed="dry")
         namespace.apply(manifest("victim", store.add("one.onnx", digits)))
         namespace.wait_served("victim")
+        namespace.wait_condition("victim", "ArtifactResolved", "True", "Resolved")
         namespace.apply({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "ortolan-test"}, "value": 1000})
         server = namespace.pods("victim")[0]["spec"]
         container = {**server["containers"][0], "volumeMounts": [], "args": ["--help"]}
@@ -165,6 +166,7 @@ def test_a_lost_node_is_said(namespace, store, digits):
     lost = "node-1" if leader_node() == "node-0" else "node-0"
     namespace.apply(manifest("digits", store.add("one.onnx", digits), replicas=2))
     namespace.wait_served("digits")
+    namespace.wait_condition("digits", "ArtifactResolved", "True", "Resolved")
     assert lost in {pod["spec"]["nodeName"] for pod in namespace.pods("digits")}
     node("stop", lost)
     try:

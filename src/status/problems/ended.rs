@@ -8,7 +8,8 @@ use crate::api::conditions::reason;
 /// Seconds for which the end of a pod explains why fewer servers answer than there should.
 const RECENT: f64 = 600.0;
 
-const CHAIN: [fn(&Subject<'_>) -> Option<Problem>; 4] = [evicted, preempted, taken_from_lost_node, turned_away];
+const CHAIN: [fn(&Subject<'_>) -> Option<Problem>; 5] =
+    [evicted, preempted, taken_from_lost_node, turned_away, stopped_by_node];
 
 /// What ended a pod, if it was not long ago.
 pub(super) fn of_pod(subject: &Subject<'_>) -> Option<Problem> {
@@ -20,7 +21,9 @@ pub(super) fn of_pod(subject: &Subject<'_>) -> Option<Problem> {
 fn ended_at(subject: &Subject<'_>) -> Option<Timestamp> {
     let disrupted = disruption(subject).and_then(|condition| condition.last_transition_time.as_ref());
     let deleted = subject.pod.metadata.deletion_timestamp.as_ref();
-    disrupted.or(deleted).or(subject.status.start_time.as_ref()).map(|time| time.0)
+    let state = subject.server.and_then(|server| server.state.as_ref()?.terminated.as_ref());
+    let finished = state.and_then(|ended| ended.finished_at.as_ref());
+    disrupted.or(deleted).or(finished).or(subject.status.start_time.as_ref()).map(|time| time.0)
 }
 
 fn disruption<'a>(subject: &Subject<'a>) -> Option<&'a PodCondition> {
@@ -91,4 +94,20 @@ fn turned_away(subject: &Subject<'_>) -> Option<Problem> {
     let words = words::plain(status.message.as_deref().unwrap_or("no further message"));
     let message = format!("pod {} was turned away by {}: {why}: {words}", subject.name, node(subject));
     Some(workload(reason::UNSCHEDULABLE, message))
+}
+
+/// The kubelet restarts a server whatever it exits with, so one that ended for good was ended by the kubelet. It forgets why
+/// it did so when the server leaves with exit code 0 as it is told to (Kubernetes 1.36): no reason, no Event.
+fn stopped_by_node(subject: &Subject<'_>) -> Option<Problem> {
+    let succeeded = subject.status.phase.as_deref() == Some("Succeeded");
+    if !succeeded || subject.pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let message = format!(
+        "pod {name} was evicted from {node}: its kubelet stopped it and did not say why, mostly for want of disk or memory or \
+         because the node is shut down. Look at kubectl describe node {node} and at the kubelet's log",
+        name = subject.name,
+        node = node(subject)
+    );
+    Some(workload(reason::EVICTED, message))
 }

@@ -1,5 +1,6 @@
 //! What is chosen among several, and what stays as it was. What real pods lead to is in tests/problems.rs.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use super::*;
@@ -167,6 +168,22 @@ fn a_pod_that_was_taken_away_long_ago_explains_nothing() {
     };
     assert_eq!(at("00:09:00"), Some("Evicted"));
     assert_eq!(at("00:11:00"), None);
+}
+
+#[test]
+fn a_server_that_its_node_stopped_without_a_word_was_evicted() {
+    let state = json!({"terminated": {"exitCode": 0, "reason": "Completed", "finishedAt": "2026-01-01T01:00:00Z"}});
+    let mut stopped = container("a", &state, &json!({}));
+    stopped.status.as_mut().unwrap().phase = Some("Succeeded".into());
+    let at = |pod: &Pod, time: &str| {
+        let now = format!("2026-01-01T{time}Z").parse().unwrap();
+        root_cause(&Sight { ended: &[pod], now, ..sight(&[]) }).map(|problem| (problem.reason, problem.message))
+    };
+    let (reason, message) = at(&stopped, "01:09:00").unwrap();
+    assert!(reason == "Evicted" && message.contains("did not say why"), "{message}");
+    assert_eq!(at(&stopped, "01:11:00"), None, "long ago");
+    stopped.metadata.deletion_timestamp = Some(Time("2026-01-01T01:00:00Z".parse().unwrap()));
+    assert_eq!(at(&stopped, "01:09:00"), None, "somebody deleted it");
 }
 
 #[test]
