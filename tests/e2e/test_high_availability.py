@@ -127,8 +127,16 @@ def test_a_stopped_leader_is_followed_and_writes_nothing_when_it_wakes(served):
     works(served, 3)
 
 
-def versions(namespace) -> dict[tuple[str, str], str]:
-    return {(item["kind"], item["metadata"]["name"]): item["metadata"]["resourceVersion"] for item in namespace.items(CHILDREN)}
+def versions(namespace) -> dict[tuple[str, str], object]:
+    """The version of each child; of the model what it says but for its numbers, which the leader writes as they change."""
+    return {(item["kind"], item["metadata"]["name"]): version(item) for item in namespace.items(CHILDREN)}
+
+
+def version(item: dict):
+    if item["kind"] != "ModelDeployment":
+        return item["metadata"]["resourceVersion"]
+    variants = [{key: value for key, value in variant.items() if key not in ("latency", "throughput")} for variant in item["status"]["variants"]]
+    return item["spec"], item["status"] | {"variants": variants}
 
 
 def rests(namespace) -> dict | None:
