@@ -58,6 +58,8 @@ struct ModelMemory {
     written: Option<(Option<Numbers>, f64)>,
     /// What was written, until the cache holds something newer than what it was written over.
     reported: Option<Reported>,
+    /// When a status was written last.
+    reported_at: Option<f64>,
     /// When there were requests last.
     busy_at: Option<f64>,
     /// Since when something else than requests is going on.
@@ -237,9 +239,10 @@ impl Fleet {
     }
 
     /// A status was written while the cache held the version `cached`, and made the version `made`.
-    pub fn reported(&self, uid: &str, cached: &str, made: Option<String>, status: ModelDeploymentStatus) {
+    pub fn reported(&self, uid: &str, (cached, made): (&str, Option<String>), status: ModelDeploymentStatus, now: f64) {
         let mut models = self.lock();
         let memory = models.entry(uid.to_owned()).or_default();
+        memory.reported_at = Some(now);
         // Several may be written before the cache shows the first of them.
         let before = memory.reported.take().filter(|before| before.is_newer_than(cached));
         let mut over = before.map_or_else(Vec::new, |before| [before.over, Vec::from_iter(before.made)].concat());
@@ -253,6 +256,11 @@ impl Fleet {
         let reported = &mut models.get_mut(uid)?.reported;
         reported.take_if(|reported| !reported.is_newer_than(cached));
         reported.clone()
+    }
+
+    /// How many seconds ago a status was written, if this process wrote one.
+    pub fn reported_ago(&self, uid: &str, now: f64) -> Option<f64> {
+        Some(now - self.lock().get(uid)?.reported_at?)
     }
 
     /// Forgets what was decided from a `status` that turned out to be old.

@@ -4,6 +4,7 @@ mod error;
 pub mod fleet;
 mod looks;
 mod reconcile;
+mod report;
 mod rest;
 
 use std::{

@@ -14,12 +14,14 @@ use k8s_openapi::{
 use kube::runtime::controller::Action;
 use tracing::Instrument;
 
-use super::{Context, LOOK_AT_PROBLEM, RETRY, Settings, error::ReconcileError, fleet::View};
+use super::{
+    Context, Settings,
+    error::ReconcileError,
+    fleet::View,
+    report::{report, report_invalid},
+};
 use crate::{
-    api::{
-        ModelDeployment, ModelDeploymentStatus,
-        validated::{DesiredModel, InvalidSpec},
-    },
+    api::{ModelDeployment, ModelDeploymentStatus, validated::DesiredModel},
     cluster::writer::{Outcome, WriteError},
     observe::{
         fresh::{self, Fresh},
@@ -29,8 +31,8 @@ use crate::{
     render::{self, Snapshot},
     rollout::{self, Count},
     status::{
-        self, Facts, RevisionFacts,
-        events::{self, Note},
+        RevisionFacts,
+        events::Note,
         problems::{self, Sight},
     },
     trace_span,
@@ -149,12 +151,12 @@ async fn is_uncertain(
 }
 
 /// What is there.
-struct Observed {
+pub(super) struct Observed {
     /// The status as it stands.
-    previous: ModelDeploymentStatus,
-    seen: Seen,
-    view: View,
-    facts: BTreeMap<String, RevisionFacts>,
+    pub(super) previous: ModelDeploymentStatus,
+    pub(super) seen: Seen,
+    pub(super) view: View,
+    pub(super) facts: BTreeMap<String, RevisionFacts>,
 }
 
 /// The status as it stands: what was written last, while the cache still holds the one before it.
@@ -181,11 +183,14 @@ async fn observe(model: &DesiredModel, object: &ModelDeployment, seen: Seen, con
         let mut told: Vec<_> = pods.iter().filter_map(|pod| view.digests.get(pod.metadata.uid.as_ref()?)).collect();
         told.sort();
         let mut read = pods.iter().filter_map(|pod| view.read.get(pod.metadata.uid.as_ref()?));
-        let digest = known_digest(&seen, &previous, revision).or_else(|| told.first().map(ToString::to_string));
+        let ready = pods.iter().filter(|pod| seen::is_ready(pod)).count();
+        let given = given_digest(model, revision).filter(|_| ready > 0);
+        let known = known_digest(&seen, &previous, revision).or(given);
+        let digest = known.or_else(|| told.first().map(ToString::to_string));
         let other_digest = told.into_iter().find(|told| Some(*told) != digest.as_ref()).cloned();
         let facts = RevisionFacts {
             replicas: count(pods.len()),
-            ready: count(pods.iter().filter(|pod| seen::is_ready(pod)).count()),
+            ready: count(ready),
             digest,
             other_digest,
             read_digest: problems::digest(&sight).or_else(|| read.next().cloned()),
@@ -197,22 +202,15 @@ async fn observe(model: &DesiredModel, object: &ModelDeployment, seen: Seen, con
     Observed { facts: facts.collect(), previous, seen, view }
 }
 
-/// The version of the object as it stands, as far as it is known.
-fn version_of(object: &ModelDeployment, context: &Context) -> Option<String> {
-    let (uid, version) = (object.metadata.uid.as_deref()?, object.metadata.resource_version.as_deref()?);
-    Some(
-        context
-            .fleet
-            .reported_over(uid, version)
-            .and_then(|reported| reported.made)
-            .unwrap_or_else(|| version.to_owned()),
-    )
-}
-
 /// The digest, as hex, that a revision is known to have: its servers' lock says it, and else the status.
 fn known_digest(seen: &Seen, previous: &ModelDeploymentStatus, revision: &str) -> Option<String> {
     let locked = seen.locks.get(revision).and_then(|lock| render::locked(lock));
     locked.or_else(|| previous.digest_of(revision)).map(str::to_owned)
+}
+
+/// The digest, as hex, that the user names for a revision: a server of it that is ready has checked it.
+fn given_digest(model: &DesiredModel, revision: &str) -> Option<String> {
+    model.revision.model.sha256.clone().filter(|_| model.revision.hash() == revision)
 }
 
 /// The digest, as hex, of a revision that exists or is to be.
@@ -231,13 +229,13 @@ fn count(number: usize) -> u32 {
 }
 
 /// What there should be.
-struct Decided {
-    rollout: rollout::Plan,
+pub(super) struct Decided {
+    pub(super) rollout: rollout::Plan,
     snapshots: Snapshots,
     /// The digests that bind the servers of a revision.
     digests: BTreeMap<String, String>,
     /// One server finds out what the others are bound to.
-    resolving: bool,
+    pub(super) resolving: bool,
     /// The number of a new ControllerRevision.
     next_number: i64,
     /// Snapshots of revisions that nobody will go back to.
@@ -359,9 +357,9 @@ fn render(model: &DesiredModel, decided: &Decided, settings: &Settings) -> Resul
 
 /// What was applied.
 #[derive(Default)]
-struct Applied {
-    notes: Vec<Note>,
-    error: Option<ReconcileError>,
+pub(super) struct Applied {
+    pub(super) notes: Vec<Note>,
+    pub(super) error: Option<ReconcileError>,
 }
 
 impl Applied {
@@ -470,74 +468,4 @@ fn useless_locks<'a>(observed: &'a Observed, decided: &'a Decided) -> impl Itera
             || stored.is_some_and(|stored| !decided.forgotten.iter().any(|forgotten| Arc::ptr_eq(forgotten, stored)))
     };
     observed.seen.locks.iter().filter(move |(revision, _)| !kept(revision)).map(|(_, lock)| lock.as_ref())
-}
-
-/// Writes the status, also after a failure, and publishes what changed.
-async fn report(
-    model: &DesiredModel,
-    object: &ModelDeployment,
-    observed: &Observed,
-    (decided, applied): (Decided, Applied),
-    context: &Context,
-) -> Result<Action, ReconcileError> {
-    let Observed { previous, seen, view, facts } = observed;
-    let status = status::derive(&Facts {
-        model,
-        previous,
-        rollout: &decided.rollout,
-        revisions: facts,
-        desired: view.desired,
-        decision: view.decision.as_ref(),
-        numbers: view.numbers,
-        routed: seen.service.is_some(),
-        apply_error: applied.error.as_ref().map(ToString::to_string),
-        needs_a_person: applied.error.as_ref().is_some_and(ReconcileError::needs_a_person),
-        now: Timestamp::now(),
-    });
-    write(object, previous, &status, context).await?;
-    context.fleet.written(&model.uid, view.numbers, context.clock());
-    if let Some(before) = previous_desired(previous).filter(|before| view.decision.is_some() && *before != view.desired)
-    {
-        context.metrics.decided(view.desired > before);
-    }
-    for note in &applied.notes {
-        context.writer.publish(object, note).await;
-    }
-    let starting = stuck::look_again(seen.pods.iter().map(AsRef::as_ref), Timestamp::now());
-    // Time alone makes a problem a stall, and Events tell of a probe.
-    let troubled = facts.values().any(|facts| facts.problem.is_some() || facts.ready < facts.replicas);
-    let soon = starting.or(decided.resolving.then_some(stuck::LOOK_AGAIN));
-    let next = soon.unwrap_or(if troubled { LOOK_AT_PROBLEM } else { context.resync(&model.name) });
-    applied.error.map_or(Ok(Action::requeue(next)), Err)
-}
-
-async fn report_invalid(
-    object: &ModelDeployment,
-    context: &Context,
-    problem: &InvalidSpec,
-) -> Result<Action, ReconcileError> {
-    let previous = object.status.clone().unwrap_or_default();
-    let generation = object.metadata.generation;
-    let status = status::invalid(generation, &previous, &problem.to_string(), Timestamp::now());
-    write(object, &previous, &status, context).await?;
-    Ok(Action::requeue(RETRY))
-}
-
-async fn write(
-    object: &ModelDeployment,
-    previous: &ModelDeploymentStatus,
-    status: &ModelDeploymentStatus,
-    context: &Context,
-) -> Result<(), ReconcileError> {
-    if status != previous {
-        let over = version_of(object, context);
-        let made = context.writer.status(object, over.as_deref(), status).await?;
-        if let (Some(uid), Some(version)) = (&object.metadata.uid, &object.metadata.resource_version) {
-            context.fleet.reported(uid, version, made, status.clone());
-        }
-        for note in events::between(previous, status) {
-            context.writer.publish(object, &note).await;
-        }
-    }
-    Ok(())
 }

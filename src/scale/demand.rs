@@ -20,7 +20,7 @@ const SIGNIFICANT: f64 = 3.0;
 pub struct Demand {
     /// `(when, rows a second, rows per request)`, oldest first, of the last [`TREND`] seconds.
     arrivals: VecDeque<(f64, f64, f64)>,
-    /// `(when, present rate)` of the scale-in window.
+    /// `(when, present rate)` of those looks of the scale-in window that no later one was above: falling rates.
     rates: VecDeque<(f64, f64)>,
 }
 
@@ -38,7 +38,11 @@ impl Demand {
         while self.arrivals.front().is_some_and(|(at, ..)| now - at > TREND) {
             self.arrivals.pop_front();
         }
-        self.rates.push_back((now, self.present()));
+        let present = self.present();
+        while self.rates.back().is_some_and(|(_, rate)| *rate <= present) {
+            self.rates.pop_back();
+        }
+        self.rates.push_back((now, present));
         while self.rates.front().is_some_and(|(at, _)| now - at > window) {
             self.rates.pop_front();
         }
@@ -62,7 +66,7 @@ impl Demand {
 
     /// The highest rate of the window.
     pub fn peak(&self) -> f64 {
-        self.rates.iter().map(|(_, rate)| *rate).fold(0.0, f64::max)
+        self.rates.front().map_or(0.0, |(_, rate)| *rate)
     }
 
     /// The growth in rows a second per second, where it is more than chance.

@@ -11,7 +11,7 @@ pub mod events;
 pub mod numbers;
 pub mod problems;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
@@ -24,6 +24,9 @@ use crate::{
     scale::Decision,
 };
 use problems::Problem;
+
+/// Seconds between two writes of a status of which the second tells only details.
+const MERGED: f64 = 2.0;
 
 /// What is seen of one revision.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -131,6 +134,29 @@ pub fn invalid(
 ) -> ModelDeploymentStatus {
     let conditions = conditions::invalid(generation, previous, problem, now);
     ModelDeploymentStatus { observed_generation: generation, conditions, ..previous.clone() }
+}
+
+/// For how long a status is held back, so that it is written together with what comes next: one that tells only details
+/// (numbers, how many pods there are, words) so soon after the last one. A model that starts would otherwise write one status for each
+/// step of each pod. `ago`: seconds since the last write, where it is known.
+pub fn hold_back(
+    previous: &ModelDeploymentStatus,
+    status: &ModelDeploymentStatus,
+    ago: Option<f64>,
+) -> Option<Duration> {
+    let left = MERGED - ago?;
+    (left > 0.0 && !is_news(previous, status)).then(|| Duration::from_secs_f64(left))
+}
+
+/// Whether people and programs wait for it: another generation, revision or number of servers, or a condition that came, went or turned.
+fn is_news(previous: &ModelDeploymentStatus, status: &ModelDeploymentStatus) -> bool {
+    let essence = |status: &ModelDeploymentStatus| {
+        let conditions: BTreeMap<_, _> =
+            status.conditions.iter().map(|condition| (condition.type_.clone(), condition.status.clone())).collect();
+        let desired = status.scaling.as_ref().map(|scaling| scaling.desired);
+        (status.observed_generation, status.stable.clone(), status.candidate.clone(), desired, conditions)
+    };
+    essence(previous) != essence(status)
 }
 
 fn variants(facts: &Facts<'_>) -> Vec<VariantStatus> {

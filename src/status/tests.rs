@@ -337,3 +337,26 @@ fn an_object_that_cannot_be_parsed_says_so_and_keeps_the_rest() {
     let stalled = status.conditions.iter().find(|condition| condition.type_ == conditions::STALLED).unwrap();
     assert_eq!((stalled.reason.as_str(), stalled.observed_generation), ("InvalidSpec", Some(4)));
 }
+
+#[test]
+fn details_are_held_back_so_soon_after_a_write_and_news_are_not() {
+    let serving = Situation::serving().status(NOW);
+    let mut details = serving.clone();
+    details.replicas = 3;
+    details.variants[0].throughput = Some("7/s".into());
+    details.conditions[0].message = "other words".into();
+    assert_eq!(hold_back(&serving, &details, Some(0.5)), Some(Duration::from_millis(1500)));
+    assert_eq!(hold_back(&serving, &details, Some(2.0)), None, "long ago");
+    assert_eq!(hold_back(&serving, &details, None), None, "by another process");
+    let broken = Situation::new().problem("a", "SourceNotFound", Stage::Artifact, true).status(NOW);
+    let broken =
+        ModelDeploymentStatus { stable: serving.stable.clone(), candidate: serving.candidate.clone(), ..broken };
+    assert_eq!(hold_back(&serving, &broken, Some(0.5)), None, "a condition turned");
+    let mut more = serving.clone();
+    more.scaling.as_mut().unwrap().desired = 5;
+    assert_eq!(hold_back(&serving, &more, Some(0.5)), None, "another number of servers");
+    let next = ModelDeploymentStatus { observed_generation: Some(9), ..serving.clone() };
+    assert_eq!(hold_back(&serving, &next, Some(0.5)), None, "another generation");
+    let promoted = ModelDeploymentStatus { stable: None, ..serving.clone() };
+    assert_eq!(hold_back(&serving, &promoted, Some(0.5)), None, "another revision");
+}

@@ -8,6 +8,8 @@ import pytest
 
 from harness.kube import KubectlError, kubectl, manifest, wait_for
 from harness.s3 import ACCESS_KEY, S3, SECRET_KEY, secret
+from harness.sabotage import Sabotage, add
+from harness.sts import SESSION, TokenService, give_identity
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def everything_told(namespace) -> str:
 
 def tells_no_secret(namespace) -> None:
     told = everything_told(namespace)
-    for hushed in (SECRET_KEY, ACCESS_KEY, "AKIANOBODY0000000001", "X-Amz-Signature", "AWS4-HMAC-SHA256"):
+    for hushed in (SECRET_KEY, ACCESS_KEY, SESSION, "AKIANOBODY0000000001", "X-Amz-Signature", "AWS4-HMAC-SHA256"):
         assert hushed not in told, f"{hushed} is told"
 
 
@@ -152,3 +154,34 @@ def test_a_revision_keeps_the_bytes_that_it_began_with(namespace, s3, digits, di
     locks = lambda: [lock["metadata"]["name"] for lock in namespace.items("configmaps", "--selector", "ortolan.dev/model=latest")]
     wait_for("the first revision's lock is gone", lambda: f"latest-{revision}-lock" not in locks(), 30)
     assert len(locks()) <= 6
+
+
+def test_the_identity_of_a_service_account_lets_a_model_in_as_on_eks(namespace, s3, digits):
+    """The pods' tokens are made by the kubelet and judged by the API server; the keys that they are exchanged for sign requests to the
+    S3 server. Of AWS, only the token service is a stand-in."""
+    uri = s3.put("models", "identity.onnx", digits)
+    sts = TokenService(s3, f"system:serviceaccount:{namespace.name}:model-reader")
+    webhook = Sabotage(namespace.name)
+    try:
+        for name in ("trusted", "another"):
+            give_identity(webhook, name, sts)
+        webhook.refuse("refused", "no")
+        webhook.change("dry", add("/spec/containers/0/args/-", "--nonsense"))
+        webhook.wait(refused="refused", changed="dry")
+        accounts = [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}} for name in ("model-reader", "stranger")]
+        place = {"AWS_REGION": s3.keys()["AWS_REGION"], "AWS_ENDPOINT_URL": s3.endpoint}
+        models = [
+            model("trusted", uri, "place", server={"serviceAccountName": "model-reader"}),
+            model("another", uri, "place", server={"serviceAccountName": "stranger"}),
+        ]
+        apply_all(namespace, [*accounts, secret("place", place), *models])
+        namespace.wait_served("trusted")
+        assert ask(namespace, "trusted") in range(10)
+        refused = namespace.wait_condition("another", "ArtifactResolved", "False", "SourceForbidden", timeout=90)["message"]
+        print(f"\n{refused}")
+        assert "gives no token to the pod's service account" in refused
+        assert set(sts.asked) == {f"system:serviceaccount:{namespace.name}:{name}" for name in ("model-reader", "stranger")}
+        tells_no_secret(namespace)
+    finally:
+        webhook.close()
+        sts.close()

@@ -94,7 +94,7 @@ class ControlPlane:
             f"--service-account-private-key-file={self.folder}/service-accounts.key",
             "--concurrent-deployment-syncs=10", "--concurrent-replicaset-syncs=10",
             # Fake nodes are never lost.
-            "--node-monitor-period=30s", "--node-monitor-grace-period=10m",
+            "--node-monitor-period=30s", "--node-monitor-grace-period=24h",
         )
         self.run("kube-scheduler", *common)
 

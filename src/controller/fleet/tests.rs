@@ -213,8 +213,9 @@ fn words_that_change_for_a_moment_are_not_shown() {
 fn a_status_that_was_written_holds_until_the_cache_has_a_newer_one() {
     let fleet = Fleet::default();
     let status = ModelDeploymentStatus { replicas: 7, ..ModelDeploymentStatus::default() };
-    fleet.reported("0b51", "41", Some("42".into()), ModelDeploymentStatus::default());
-    fleet.reported("0b51", "41", Some("43".into()), status.clone());
+    fleet.reported("0b51", ("41", Some("42".into())), ModelDeploymentStatus::default(), 1.0);
+    fleet.reported("0b51", ("41", Some("43".into())), status.clone(), 2.0);
+    assert_eq!((fleet.reported_ago("0b51", 5.0), fleet.reported_ago("another", 5.0)), (Some(3.0), None));
     for older in ["41", "42"] {
         assert_eq!(fleet.reported_over("0b51", older).map(|reported| reported.status), Some(status.clone()));
     }

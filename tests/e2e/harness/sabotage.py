@@ -13,7 +13,11 @@ def add(path: str, value) -> dict:
 
 def literal(value) -> str:
     """A value as CEL of untyped objects."""
-    return json.dumps(value) if not isinstance(value, dict) else "{" + ", ".join(f"{json.dumps(k)}: dyn({literal(v)})" for k, v in value.items()) + "}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)}: dyn({literal(item)})" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(f"dyn({literal(item)})" for item in value) + "]"
+    return json.dumps(value)
 
 
 class Sabotage:
