@@ -14,7 +14,6 @@ from harness.sabotage import Sabotage, add
 AUDIENCE = "sts.amazonaws.com"
 ROLE = "arn:aws:iam::000000000000:role/model-reader"
 MOUNT = "/var/run/secrets/eks.amazonaws.com/serviceaccount"
-SESSION = "hush-session-token"
 
 
 class TokenService:
@@ -57,7 +56,8 @@ class TokenService:
         given = {
             "AccessKeyId": keys["AWS_ACCESS_KEY_ID"],
             "SecretAccessKey": keys["AWS_SECRET_ACCESS_KEY"],
-            "SessionToken": SESSION,
+            # versitygw's own keys are not temporary: a token beside them is refused.
+            "SessionToken": "",
             "Expiration": "2999-01-01T00:00:00Z",
         }
         credentials = "".join(f"<{name}>{value}</{name}>" for name, value in given.items())

@@ -134,6 +134,9 @@ impl Asked<'_> {
             "ExpiredToken" | "InvalidToken" if self.identity == Identity::Keys => {
                 forbidden(format!("{host} does not accept AWS_SESSION_TOKEN: it has expired or belongs to other keys"))
             }
+            "ExpiredToken" | "InvalidToken" => forbidden(format!(
+                "{host} does not accept the token that the pod's service account was given: the token service belongs to another cloud or store"
+            )),
             "RequestTimeTooSkewed" => {
                 forbidden(format!("{host} does not accept the time of the request{}", refusal.clock()))
             }
@@ -234,6 +237,7 @@ mod tests {
             ("s3", Keys, 403, "InvalidAccessKeyId", SourceForbidden, "AWS_ACCESS_KEY_ID"),
             ("s3", Keys, 403, "SignatureDoesNotMatch", SourceForbidden, "AWS_SECRET_ACCESS_KEY"),
             ("s3", Keys, 400, "ExpiredToken", SourceForbidden, "AWS_SESSION_TOKEN"),
+            ("s3", Pod, 400, "InvalidToken", SourceForbidden, "service account"),
             ("s3", Keys, 403, "AccessDenied", SourceForbidden, "may not list the bucket"),
             ("s3", Anonymous, 403, "AccessDenied", SourceForbidden, "spec.model.credentialsSecret"),
             ("gs", Pod, 403, "AccessDenied", SourceForbidden, "the pod's service account may not read"),
