@@ -6,7 +6,7 @@
 //! model is reconciled; what is needed every second is kept beside it (see [`super::index::Child::Facts`]).
 //!
 //! The first object of a kind is often one that has just been made, and says little: no status, no addresses. So a few
-//! objects that were like none before serve as samples, too.
+//! objects that said more than all before serve as samples, too.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -16,9 +16,11 @@ use serde::{Serialize, de::DeserializeOwned};
 /// The farthest that LZ4 looks back.
 const LONGEST_DICTIONARY: usize = 60 * 1024;
 /// Samples of a kind.
-const MOST_SAMPLES: usize = 4;
+const MOST_SAMPLES: usize = 6;
 /// An object that takes more than this part of its text is like no sample.
 const ALIKE: f64 = 0.2;
+/// How many times as long as the longest sample an object must be to say more.
+const LONGER: f64 = 1.1;
 
 /// Packs objects of one kind.
 #[derive(Debug, Default)]
@@ -56,9 +58,11 @@ impl Packer {
         let json = serde_json::to_vec(object)?;
         let samples = self.samples();
         let best = smallest(&json, &samples);
+        let longest = samples.iter().map(|sample| sample.len()).max().unwrap_or_default();
+        let says_more = samples.len() < MOST_SAMPLES && json.len() as f64 > LONGER * longest as f64;
         let is_alike = |packed: &Packed| packed.len() as f64 <= ALIKE * json.len() as f64;
         Ok(match best {
-            Some(packed) if is_alike(&packed) || samples.len() >= MOST_SAMPLES => packed,
+            Some(packed) if is_alike(&packed) || !says_more => packed,
             _ => smallest(&json, &self.add(&json)).unwrap_or_else(|| compressed(&json, 0, &[])),
         })
     }
