@@ -23,7 +23,7 @@ demo-down: ## Takes the demo away again
 	@demo/down
 
 .PHONY: test
-test: check chart-test gitops-test docker-test faults-test cluster-test e2e ## Everything that proves the project
+test: check chart-test gitops-test docker-test faults-test scale-test cluster-test e2e ## Everything that proves the project
 
 .PHONY: check
 check: setup ## Format, lints, licences, generated files, unit tests

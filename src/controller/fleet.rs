@@ -37,7 +37,8 @@ const COLD_STARTS: usize = 10;
 /// All models, by the UID of their object.
 #[derive(Clone, Default)]
 pub struct Fleet {
-    models: Arc<Mutex<HashMap<String, ModelMemory>>>,
+    /// Boxed, as a table has room for more than it holds.
+    models: Arc<Mutex<HashMap<String, Box<ModelMemory>>>>,
 }
 
 /// One model.
@@ -57,7 +58,7 @@ struct ModelMemory {
     /// What `status` was given last, and when.
     written: Option<(Option<Numbers>, f64)>,
     /// What was written, until the cache holds something newer than what it was written over.
-    reported: Option<Reported>,
+    reported: Option<Box<Reported>>,
     /// When a status was written last.
     reported_at: Option<f64>,
     /// When there were requests last.
@@ -176,7 +177,7 @@ pub enum Answer {
 }
 
 impl Fleet {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, ModelMemory>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Box<ModelMemory>>> {
         // A panic while the lock was held leaves numbers behind that are looked at anew a second later.
         self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -185,7 +186,7 @@ impl Fleet {
     pub fn look(&self, subject: &Subject, mut look: Look, now: f64) -> Looked {
         let mut models = self.lock();
         if !models.contains_key(&subject.uid) {
-            models.insert(subject.uid.clone(), ModelMemory::default());
+            models.insert(subject.uid.clone(), Box::default());
         }
         let Some(memory) = models.get_mut(&subject.uid) else { return Looked { due: false, lively: false } };
         memory.take_in_pods(&look.pods);
@@ -204,7 +205,11 @@ impl Fleet {
             memory.brain = None;
             due |= memory.decision.take().is_some();
         }
-        Looked { due, lively: memory.is_lively(&observation, due, now) }
+        let lively = memory.is_lively(&observation, due, now);
+        if !lively {
+            memory.shrink();
+        }
+        Looked { due, lively }
     }
 
     /// What is known of a model; `previous`: how many servers `status` says there should be.
@@ -247,7 +252,7 @@ impl Fleet {
         let before = memory.reported.take().filter(|before| before.is_newer_than(cached));
         let mut over = before.map_or_else(Vec::new, |before| [before.over, Vec::from_iter(before.made)].concat());
         over.push(cached.to_owned());
-        memory.reported = Some(Reported { over, made, status });
+        memory.reported = Some(Box::new(Reported { over, made, status }));
     }
 
     /// What was written, when the cache, which holds the version `cached`, does not hold it yet; forgotten when it does.
@@ -255,7 +260,7 @@ impl Fleet {
         let mut models = self.lock();
         let reported = &mut models.get_mut(uid)?.reported;
         reported.take_if(|reported| !reported.is_newer_than(cached));
-        reported.clone()
+        reported.as_deref().cloned()
     }
 
     /// How many seconds ago a status was written, if this process wrote one.
@@ -374,6 +379,14 @@ impl ModelMemory {
         self.restless_since = restless.then(|| self.restless_since.unwrap_or(now));
         let busy = self.busy_at.is_some_and(|at| now - at < CALM);
         busy || self.restless_since.is_some_and(|since| now - since < NEWS)
+    }
+
+    /// Gives back what a calm model, which is looked at rarely, does not need.
+    fn shrink(&mut self) {
+        self.recent.shrink_to_fit();
+        self.cold_starts.shrink_to_fit();
+        self.pods.shrink_to_fit();
+        self.brain.iter_mut().for_each(Memory::shrink);
     }
 
     /// Makes a decision the shown one if it tells something new; whether it did.

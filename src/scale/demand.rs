@@ -48,6 +48,12 @@ impl Demand {
         }
     }
 
+    /// Gives back room for more looks than are remembered.
+    pub fn shrink(&mut self) {
+        self.arrivals.shrink_to_fit();
+        self.rates.shrink_to_fit();
+    }
+
     /// An upper bound of the present rate in rows a second.
     fn present(&self) -> f64 {
         let Some((latest, ..)) = self.arrivals.back() else { return 0.0 };

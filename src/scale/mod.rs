@@ -123,6 +123,11 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Gives back room for more looks than are remembered.
+    pub fn shrink(&mut self) {
+        self.demand.shrink();
+    }
+
     /// A memory that knows only how many servers there were to be. `now`: seconds on a clock that only goes forward.
     pub fn seeded(desired: u32, now: f64) -> Self {
         Self {
