@@ -140,8 +140,8 @@ def version(item: dict):
 
 
 def rests(namespace) -> dict | None:
-    """The versions of all children, when none of them changes for two seconds and no server is on its way out."""
+    """The versions of all children, when none of them changes for three seconds and no server is on its way out."""
     before = versions(namespace)
-    time.sleep(2)
+    time.sleep(3)
     pods = namespace.items("pods")
     return before if versions(namespace) == before and len(pods) == 2 else None

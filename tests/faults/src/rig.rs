@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// No write for this long, and what was reached is the end.
-const QUIET: Duration = Duration::from_millis(1500);
+const QUIET: Duration = Duration::from_millis(2500);
 /// The kinds that an operator watches.
 const KINDS: usize = 8;
 /// Between two looks at what was reached.
@@ -107,12 +107,14 @@ impl<'a> Rig<'a> {
                 self.start(Fault::Calm).await?;
             }
             ensure!(!self.proxy()?.ended_by_itself(), "the operator ended by itself\n{}", self.last_words());
+            // First, so that the state is not one from before what was done last.
+            let seen = self.is_seen();
             let state = self.state();
             let there = match goal {
                 Goal::Settled => self.is_settled(&state),
                 Goal::Same(expected) => state == *expected,
             };
-            if there && self.is_seen() && self.log.quiet_for() >= QUIET {
+            if there && seen && self.log.quiet_for() >= QUIET {
                 return Ok(state);
             }
             if started.elapsed() > within {
