@@ -23,7 +23,7 @@ demo-down: ## Takes the demo away again
 	@demo/down
 
 .PHONY: test
-test: check chart-test gitops-test docker-test faults-test scale-test cluster-test e2e ## Everything that proves the project
+test: check clients-test chart-test gitops-test docker-test faults-test scale-test cluster-test e2e ## Everything that proves the project
 
 .PHONY: check
 check: setup ## Format, lints, licences, generated files, unit tests
@@ -32,6 +32,10 @@ check: setup ## Format, lints, licences, generated files, unit tests
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	tools/deny
 	$(onnxruntime); cargo test --workspace --locked
+
+.PHONY: clients-test
+clients-test: setup ## Clients that people have, against the inference server (ARGS: for pytest)
+	tests/clients/run $(ARGS)
 
 .PHONY: chart-test
 chart-test: setup ## The Helm chart, without a cluster

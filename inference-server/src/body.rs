@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
@@ -50,11 +51,40 @@ impl Held {
         self.bytes += more;
         Ok(())
     }
+
+    fn release(&mut self) {
+        self.all.bytes.fetch_sub(std::mem::take(&mut self.bytes), Ordering::AcqRel);
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.all.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.release();
+    }
+}
+
+/// How long a body, or a message of it, may still take.
+struct TimeLeft {
+    limit: Duration,
+    /// `None`: a time that no clock reaches.
+    ends: Option<Instant>,
+    /// Made when the body is waited for; most are there at once.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl TimeLeft {
+    fn new(limit: Duration) -> Self {
+        Self { limit, ends: Instant::now().checked_add(limit), timer: None }
+    }
+
+    /// The error when the time is over. `what` did not come.
+    fn poll(&mut self, context: &mut Context<'_>, what: &str) -> Poll<Error> {
+        let Some(ends) = self.ends else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(ends)));
+        timer.as_mut().poll(context).map(|()| {
+            let seconds = self.limit.as_secs_f64();
+            Error::new(ErrorKind::RequestTimeout, format!("the {what} did not come within {seconds} seconds"))
+        })
     }
 }
 
@@ -64,18 +94,14 @@ pub struct Bounded {
     held: Held,
     arrived: usize,
     framing: usize,
-    /// `None`: a time that no clock reaches.
-    ends: Option<Instant>,
-    /// Made when the body is waited for; most are there at once.
-    timer: Option<Pin<Box<Sleep>>>,
+    time: TimeLeft,
 }
 
 impl Bounded {
     /// The body's time begins now. `framing`: bytes of its protocol that count for no limit.
     pub fn new(body: Body, all: &Arc<UnderWay>, framing: usize) -> Self {
         let held = Held { all: Arc::clone(all), bytes: 0 };
-        let ends = Instant::now().checked_add(all.limits.body_timeout);
-        Self { body, held, arrived: 0, framing, ends, timer: None }
+        Self { body, held, arrived: 0, framing, time: TimeLeft::new(all.limits.body_timeout) }
     }
 
     /// What must live as long as the bytes that were read.
@@ -101,17 +127,12 @@ impl HttpBody for Bounded {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
             return Poll::Ready(frame.map(|frame| {
-                let frame = frame.map_err(|_| Error::invalid("the body ended before it was complete"))?;
+                let frame = frame.map_err(|_| incomplete())?;
                 this.count(frame.data_ref().map_or(0, Bytes::len))?;
                 Ok(frame)
             }));
         }
-        let Some(ends) = this.ends else { return Poll::Pending };
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(ends)));
-        timer.as_mut().poll(context).map(|()| {
-            let seconds = this.held.all.limits.body_timeout.as_secs_f64();
-            Some(Err(Error::new(ErrorKind::RequestTimeout, format!("the body did not come within {seconds} seconds"))))
-        })
+        this.time.poll(context, "body").map(|error| Some(Err(error)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -123,6 +144,92 @@ impl HttpBody for Bounded {
     }
 }
 
+/// A gRPC stream whose messages keep to the limits, one by one: it may go on as long as it likes, and rest between them.
+pub struct BoundedMessages {
+    body: Body,
+    held: Held,
+    /// Bytes of the current message's head that came.
+    head: usize,
+    /// The current message's length, as far as its head came.
+    length: usize,
+    /// Bytes of the current message that are still to come; 0 while its head comes.
+    left: usize,
+    /// `None` between messages.
+    time: Option<TimeLeft>,
+}
+
+/// In front of a message stand a byte for its encoding and four for its length.
+pub const MESSAGE_HEAD: usize = 5;
+
+impl BoundedMessages {
+    /// A stream that begins.
+    pub fn new(body: Body, all: &Arc<UnderWay>) -> Self {
+        Self { body, held: Held { all: Arc::clone(all), bytes: 0 }, head: 0, length: 0, left: 0, time: None }
+    }
+
+    fn count(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        let limits = self.held.all.limits;
+        while let Some(first) = bytes.first() {
+            self.time.get_or_insert_with(|| TimeLeft::new(limits.body_timeout));
+            if self.left > 0 {
+                let taken = self.left.min(bytes.len());
+                bytes = &bytes[taken..];
+                self.left -= taken;
+                self.held.grow(self.length - self.left)?;
+            } else {
+                bytes = &bytes[1..];
+                self.length = if self.head == 0 { 0 } else { self.length << 8 | usize::from(*first) };
+                self.head += 1;
+                if self.head < MESSAGE_HEAD {
+                    continue;
+                }
+                if self.length > limits.max_bytes {
+                    return Err(too_large(limits.max_bytes));
+                }
+                (self.head, self.left) = (0, self.length);
+            }
+            if self.left == 0 {
+                // Complete: whoever reads the stream takes it before asking for more.
+                self.held.release();
+                self.time = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl HttpBody for BoundedMessages {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            return Poll::Ready(frame.map(|frame| {
+                let frame = frame.map_err(|_| incomplete())?;
+                this.count(frame.data_ref().map_or(&[], |bytes| bytes))?;
+                Ok(frame)
+            }));
+        }
+        match &mut this.time {
+            Some(time) => time.poll(context, "message").map(|error| Some(Err(error))),
+            None => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn incomplete() -> Error {
+    Error::invalid("the body ended before it was complete, or cannot be unpacked")
+}
+
 /// The error for a body over the limit.
 pub fn too_large(max_bytes: usize) -> Error {
     Error::new(ErrorKind::TooLarge, format!("the body is larger than the {max_bytes} bytes that are allowed"))
@@ -130,9 +237,7 @@ pub fn too_large(max_bytes: usize) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use http_body_util::BodyExt;
+    use http_body_util::{BodyExt, StreamBody};
 
     use super::*;
 
@@ -162,5 +267,57 @@ mod tests {
         let third = read(65, &all).await.unwrap();
         drop((second, third));
         assert_eq!(all.bytes.load(Ordering::SeqCst), 0);
+    }
+
+    /// A stream of those pieces; its messages have 60 bytes at most, and 100 may be under way.
+    async fn stream(pieces: Vec<Vec<u8>>) -> (Result<usize, ErrorKind>, Arc<UnderWay>) {
+        let all = under_way(60, 100);
+        let frames = pieces.into_iter().map(|piece| Ok::<_, Error>(Frame::data(Bytes::from(piece))));
+        let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+        let mut messages = BoundedMessages::new(body, &all);
+        let mut read = 0;
+        while let Some(frame) = messages.frame().await {
+            match frame {
+                Ok(frame) => read += frame.data_ref().map_or(0, Bytes::len),
+                Err(error) => return (Err(error.kind()), all),
+            }
+        }
+        (Ok(read), all)
+    }
+
+    fn message(length: u8) -> Vec<u8> {
+        [&[0, 0, 0, 0, length], &*vec![7; usize::from(length)]].concat()
+    }
+
+    #[tokio::test]
+    async fn a_stream_goes_on_past_the_limits_that_its_messages_keep_to() {
+        let all: Vec<u8> = [60, 0, 1, 59].iter().flat_map(|length| message(*length)).collect();
+        for size in [1, 3, 5, 7, 66, all.len()] {
+            let pieces = all.chunks(size).map(<[u8]>::to_vec).collect();
+            let (read, under_way) = stream(pieces).await;
+            assert_eq!(read, Ok(all.len()), "{size}");
+            assert_eq!(under_way.bytes.load(Ordering::SeqCst), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_over_the_limit_is_refused_by_its_head() {
+        let (read, _) = stream(vec![message(60), vec![0, 0, 0, 0], vec![61]]).await;
+        assert_eq!(read, Err(ErrorKind::TooLarge));
+        assert_eq!(stream(vec![vec![0, 255, 255, 255, 255]]).await.0, Err(ErrorKind::TooLarge));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_has_begun_must_come_in_time_but_a_stream_may_rest() {
+        let waits = futures_util::stream::pending::<Result<Frame<Bytes>, Error>>();
+        for (beginning, expected) in [(vec![0, 0], Some(ErrorKind::RequestTimeout)), (message(3), None)] {
+            let all = under_way(60, 100);
+            let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from(beginning)))]);
+            let body = Body::new(StreamBody::new(futures_util::StreamExt::chain(first, waits.clone())));
+            let mut messages = BoundedMessages::new(body, &all);
+            messages.frame().await.unwrap().unwrap();
+            let next = tokio::time::timeout(Duration::from_hours(1), messages.frame()).await;
+            assert_eq!(next.ok().map(|frame| frame.unwrap().unwrap_err().kind()), expected);
+        }
     }
 }

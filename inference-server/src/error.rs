@@ -39,12 +39,13 @@ pub enum ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     message: Cow<'static, str>,
+    allowed: Option<&'static str>,
 }
 
 impl Error {
     /// An error of that kind.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), allowed: None }
     }
 
     /// The client's fault.
@@ -60,6 +61,17 @@ impl Error {
     /// The deadline passed.
     pub fn deadline_exceeded() -> Self {
         Self::new(ErrorKind::DeadlineExceeded, "the deadline passed before the model could answer")
+    }
+
+    /// The route takes other verbs, as the header Allow names them.
+    pub fn method_not_allowed(verbs: &'static str) -> Self {
+        let message = format!("this route takes {verbs}");
+        Self { allowed: Some(verbs), ..Self::new(ErrorKind::MethodNotAllowed, message) }
+    }
+
+    /// The verbs that the route takes, where another came.
+    pub fn allowed(&self) -> Option<&'static str> {
+        self.allowed
     }
 
     /// Which kind it is.

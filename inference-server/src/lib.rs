@@ -10,8 +10,10 @@
 pub mod batch;
 pub mod body;
 mod cgroup;
+pub mod classify;
 pub mod config;
 pub mod cpu;
+pub mod describe;
 pub mod engine;
 pub mod error;
 pub mod fetch;

@@ -67,7 +67,7 @@ fn serve(
     let signature = engine.signature().clone();
     let batcher = Batcher::start(engine, limits, has_rows, counters)
         .map_err(|error| internal(&format!("no thread can be started for the model: {error}")))?;
-    Ok(Model { signature, has_rows, max_rows: limits.max_batch_rows, batcher })
+    Ok(Model { signature, has_rows, max_rows: limits.max_batch_rows, max_delay: limits.max_delay, batcher })
 }
 
 struct WarmUp<'a> {

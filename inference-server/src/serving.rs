@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ortolan_protocol::oip::{ModelMetadata, ServerMetadata};
 use ortolan_protocol::stats::{Phase, Stats};
+use tokio::sync::watch;
 
 use crate::batch::{Batcher, Request};
 use crate::body::UnderWay;
@@ -19,7 +20,11 @@ use crate::stats::{Arrival, Counters};
 use crate::tensor::Tensor;
 
 /// The framework and format of every model, as other servers name it.
-const PLATFORM: &str = "onnxruntime_onnx";
+pub const PLATFORM: &str = "onnxruntime_onnx";
+
+/// The extensions of the protocol that are spoken, by the names that Triton gave them.
+const EXTENSIONS: [&str; 5] =
+    ["binary_tensor_data", "classification", "model_configuration", "statistics", "model_repository(index)"];
 
 /// What all ports share.
 pub struct Server {
@@ -33,6 +38,7 @@ pub struct Server {
     instance: String,
     started: Instant,
     phase: AtomicU8,
+    leaving: watch::Sender<bool>,
     digest: OnceLock<String>,
     start_to_ready: OnceLock<Duration>,
     model: OnceLock<Model>,
@@ -46,6 +52,8 @@ pub struct Model {
     pub has_rows: bool,
     /// The largest batch in rows.
     pub max_rows: usize,
+    /// How long a request may wait for others.
+    pub max_delay: Duration,
     /// What runs it.
     pub batcher: Batcher,
 }
@@ -64,6 +72,7 @@ impl Server {
             instance: format!("{:016x}", RandomState::new().hash_one(0)),
             started,
             phase: AtomicU8::new(Phase::Fetching as u8),
+            leaving: watch::Sender::new(false),
             digest: OnceLock::new(),
             start_to_ready: OnceLock::new(),
             model: OnceLock::new(),
@@ -111,6 +120,13 @@ impl Server {
     /// From now on no new clients are wanted.
     pub fn drain(&self) {
         self.set_phase(Phase::Draining);
+        self.leaving.send_replace(true);
+    }
+
+    /// Waits until no new clients are wanted.
+    pub async fn drained(&self) {
+        // The sender lives as long as the server.
+        let _ = self.leaving.subscribe().wait_for(|leaving| *leaving).await;
     }
 
     /// How far the server is.
@@ -171,7 +187,7 @@ impl Server {
         ServerMetadata {
             name: "ortolan".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            extensions: vec!["binary_tensor_data".to_owned()],
+            extensions: EXTENSIONS.map(str::to_owned).to_vec(),
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ortolan_protocol::histogram::{self, Histogram};
 use ortolan_protocol::stats::{BatchCell, Requests};
@@ -31,6 +31,8 @@ pub struct Counters {
     pub latency: Durations,
     /// From entering the queue to execution.
     pub queue_wait: Durations,
+    unsuccessful_nanoseconds: AtomicU64,
+    executed: Mutex<Executed>,
     /// Behind a lock, so that the numbers of a cell belong together; only the worker writes, once a batch.
     batches: Mutex<[Cell; CELLS]>,
 }
@@ -49,6 +51,8 @@ impl Default for Counters {
             queued_rows: AtomicU64::default(),
             latency: Durations::default(),
             queue_wait: Durations::default(),
+            unsuccessful_nanoseconds: AtomicU64::default(),
+            executed: Mutex::default(),
             batches: Mutex::new([Cell::default(); CELLS]),
         }
     }
@@ -61,7 +65,28 @@ impl Counters {
         Arrival { counters: Arc::clone(self), since: Instant::now(), is_open: true }
     }
 
-    /// Counts an executed batch.
+    /// Counts a batch that was executed for clients.
+    pub fn record_execution(&self, requests: usize, rows: usize, took: Duration) {
+        self.record_batch(rows, took);
+        let mut executed = lock(&self.executed);
+        executed.batches += 1;
+        executed.requests += requests as u64;
+        executed.rows += rows as u64;
+        executed.request_nanoseconds += requests as u64 * nanoseconds(took);
+        executed.last = Some(SystemTime::now());
+    }
+
+    /// What was executed for clients so far.
+    pub fn executed(&self) -> Executed {
+        *lock(&self.executed)
+    }
+
+    /// How long requests took, in all, that failed, were turned away or came too late.
+    pub fn unsuccessful(&self) -> Duration {
+        Duration::from_nanos(self.unsuccessful_nanoseconds.load(Ordering::Relaxed))
+    }
+
+    /// Counts an executed batch, also one of the warm-up.
     pub fn record_batch(&self, rows: usize, took: Duration) {
         let cell = &mut self.cells()[cell_of(rows)];
         cell.count += 1;
@@ -117,7 +142,34 @@ impl Counters {
     }
 
     fn cells(&self) -> MutexGuard<'_, [Cell; CELLS]> {
-        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.batches)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the model has done for clients; the warm-up is not in it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Executed {
+    /// Batches.
+    pub batches: u64,
+    /// Requests in them.
+    pub requests: u64,
+    /// Rows in them.
+    pub rows: u64,
+    /// The time each batch took, once for each of its requests.
+    pub request_nanoseconds: u64,
+    /// When the last batch was done.
+    pub last: Option<SystemTime>,
+}
+
+impl Executed {
+    /// When the last batch was done, in milliseconds since 1970; 0: never.
+    pub fn last_milliseconds(&self) -> u64 {
+        let since = self.last.and_then(|last| last.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -154,18 +206,21 @@ impl Arrival {
             increment(&counters.completed, 1);
             return;
         };
-        let counter = match error.kind() {
-            ErrorKind::NotReady | ErrorKind::Overloaded => &counters.shed,
-            ErrorKind::DeadlineExceeded => &counters.expired,
-            ErrorKind::Internal => &counters.failed,
+        let (counter, is_refused) = match error.kind() {
+            ErrorKind::NotReady | ErrorKind::Overloaded => (&counters.shed, false),
+            ErrorKind::DeadlineExceeded => (&counters.expired, false),
+            ErrorKind::Internal => (&counters.failed, false),
             ErrorKind::InvalidArgument
             | ErrorKind::NotFound
             | ErrorKind::MethodNotAllowed
             | ErrorKind::TooLarge
             | ErrorKind::UnsupportedEncoding
-            | ErrorKind::RequestTimeout => &counters.refused,
+            | ErrorKind::RequestTimeout => (&counters.refused, true),
         };
         increment(counter, 1);
+        if !is_refused {
+            increment(&counters.unsuccessful_nanoseconds, nanoseconds(self.since.elapsed()));
+        }
     }
 }
 
@@ -194,6 +249,12 @@ impl Durations {
     pub fn record(&self, duration: Duration) {
         increment(&self.buckets[usize::from(histogram::bucket(duration.as_secs_f64()))], 1);
         increment(&self.nanoseconds, nanoseconds(duration));
+    }
+
+    /// How many observations there are, and their sum.
+    pub fn totals(&self) -> (u64, Duration) {
+        let count = self.buckets.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+        (count, Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed)))
     }
 
     /// The observations so far.

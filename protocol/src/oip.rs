@@ -147,6 +147,14 @@ pub struct ModelName {
     pub name: String,
 }
 
+/// `POST /v2/repository/index`, as Triton's clients send it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct IndexRequest {
+    /// Only models that are ready.
+    #[serde(default, deserialize_with = "or_default")]
+    pub ready: bool,
+}
+
 /// `GET /v2/models/M`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelMetadata {

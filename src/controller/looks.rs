@@ -6,7 +6,8 @@
 //! costs the same however much of it there is.
 
 use std::{
-    collections::HashMap,
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,6 +29,8 @@ use crate::observe::{
 
 /// The time between two glances at whose look is due.
 const GLANCE: Duration = Duration::from_millis(100);
+/// Seconds between two looks through all models for new ones and for those that are gone.
+const CENSUS: f64 = 0.5;
 /// Seconds between two looks at a lively model, and the least between two at a calm one.
 const SHORTEST: f64 = 1.0;
 /// The most seconds between two looks at a calm model.
@@ -58,16 +61,20 @@ pub async fn run(context: Arc<Context>, models: Store<Watched>, scraper: Scraper
     };
     let mut agenda = Agenda::default();
     let mut under_way = FuturesUnordered::new();
+    let mut census = f64::NEG_INFINITY;
     loop {
         tokio::select! {
             _ = interval.tick() => {
-                let known = models.state();
-                for model in agenda.due(&known, context.clock()) {
-                    let keep = agenda.keeps(&model);
+                let now = context.clock();
+                if now - census >= CENSUS {
+                    census = now;
+                    agenda.follow(&models.state(), now);
+                    context.fleet.retain(|uid| agenda.knows(uid));
+                    context.rest.retain(|uid| agenda.knows(uid));
+                }
+                for (model, keep) in agenda.due(now) {
                     under_way.push(looker.look(model, keep));
                 }
-                context.fleet.retain(|uid| agenda.knows(uid));
-                context.rest.retain(|uid| agenda.knows(uid));
                 context.health.beat();
             }
             Some(ended) = under_way.next() => agenda.looked(&ended, context.clock()),
@@ -79,18 +86,32 @@ pub async fn run(context: Arc<Context>, models: Store<Watched>, scraper: Scraper
 #[derive(Default)]
 struct Agenda {
     /// By the UID of the model.
-    entries: HashMap<String, Entry>,
+    entries: HashMap<Arc<str>, Entry>,
+    /// Whose look is due when. What the entries do not say, too, is of models that are gone or came anew.
+    order: BinaryHeap<Reverse<(At, Arc<str>)>>,
     /// Servers that are read in a look at each of the calm models, and of the lively ones.
     calm_reads: usize,
     lively_reads: usize,
 }
 
+/// A time in seconds. The bits of numbers that are not negative are in their order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct At(u64);
+
+impl At {
+    fn new(seconds: f64) -> Self {
+        Self(seconds.max(0.0).to_bits())
+    }
+}
+
 struct Entry {
-    /// When its next look is due; never while one is under way.
-    next: f64,
+    /// As the last census saw it.
+    model: Arc<Watched>,
+    /// When its look is due; `None` while one is under way.
+    next: Option<At>,
     lively: bool,
     reads: usize,
-    /// The last glance that saw the model.
+    /// The last census that saw it.
     seen: f64,
 }
 
@@ -103,28 +124,43 @@ struct Ended {
 }
 
 impl Agenda {
-    /// The models whose look is due. Those that are not known any more are forgotten.
-    fn due(&mut self, known: &[Arc<Watched>], now: f64) -> Vec<Arc<Watched>> {
-        let mut due = Vec::new();
+    /// A census: takes in new models and what changed of the others. Those that are not known any more are forgotten.
+    fn follow(&mut self, known: &[Arc<Watched>], now: f64) {
         for model in known {
             let Some(subject) = model.subject() else { continue };
-            if !self.entries.contains_key(&subject.uid) {
-                // New ones, and all after a start, are spread over the time that they will be apart.
-                let next =
-                    now + phase(&subject.uid) * pace(known.len(), CALM_READS).min(LONGEST) - GLANCE.as_secs_f64();
-                self.entries.insert(subject.uid.clone(), Entry { next, lively: true, reads: 0, seen: now });
+            if let Some(entry) = self.entries.get_mut(&*subject.uid) {
+                (entry.model, entry.seen) = (model.clone(), now);
+                continue;
             }
-            let Some(entry) = self.entries.get_mut(&subject.uid) else { continue };
-            entry.seen = now;
-            if entry.next <= now {
-                entry.next = f64::INFINITY;
-                due.push(model.clone());
+            // New ones, and all after a start, are spread over the time that they will be apart.
+            let next = now + phase(&subject.uid) * pace(known.len(), CALM_READS).min(LONGEST) - GLANCE.as_secs_f64();
+            let (next, uid) = (At::new(next), Arc::<str>::from(subject.uid.as_str()));
+            self.order.push(Reverse((next, uid.clone())));
+            let entry = Entry { model: model.clone(), next: Some(next), lively: true, reads: 0, seen: now };
+            self.entries.insert(uid, entry);
+        }
+        let (mut calm, mut lively) = (0, 0);
+        self.entries.retain(|_, entry| {
+            let known = entry.seen >= now;
+            *(if entry.lively { &mut lively } else { &mut calm }) += if known { entry.reads } else { 0 };
+            known
+        });
+        (self.calm_reads, self.lively_reads) = (calm, lively);
+    }
+
+    /// The models whose look is due, and whether the connections to their servers are kept until the next.
+    fn due(&mut self, now: f64) -> Vec<(Arc<Watched>, bool)> {
+        let mut due = Vec::new();
+        while let Some(Reverse((at, _))) = self.order.peek()
+            && *at <= At::new(now)
+        {
+            let Some(Reverse((at, uid))) = self.order.pop() else { break };
+            let keep = self.entries.get(&uid).is_some_and(|entry| self.keeps(entry));
+            if let Some(entry) = self.entries.get_mut(&uid).filter(|entry| entry.next == Some(at)) {
+                entry.next = None;
+                due.push((entry.model.clone(), keep));
             }
         }
-        self.entries.retain(|_, entry| entry.seen >= now);
-        let reads =
-            |lively| self.entries.values().filter(|entry| entry.lively == lively).map(|entry| entry.reads).sum();
-        (self.calm_reads, self.lively_reads) = (reads(false), reads(true));
         due
     }
 
@@ -134,10 +170,8 @@ impl Agenda {
     }
 
     /// Whether the connections to a model's servers are kept until the next look: those of lively models first.
-    fn keeps(&self, model: &Watched) -> bool {
-        let entry = model.subject().and_then(|subject| self.entries.get(&subject.uid));
-        let lively = entry.is_none_or(|entry| entry.lively);
-        self.lively_reads + if lively { 0 } else { self.calm_reads } <= KEPT
+    fn keeps(&self, entry: &Entry) -> bool {
+        self.lively_reads + if entry.lively { 0 } else { self.calm_reads } <= KEPT
     }
 
     /// Seconds between two looks at a model.
@@ -150,9 +184,11 @@ impl Agenda {
     }
 
     fn looked(&mut self, ended: &Ended, now: f64) {
-        let next = now + self.interval(ended.lively);
-        if let Some(entry) = self.entries.get_mut(&ended.uid) {
-            (entry.next, entry.lively, entry.reads) = (next, ended.lively, ended.reads);
+        let next = At::new(now + self.interval(ended.lively));
+        let Some((uid, _)) = self.entries.get_key_value(&*ended.uid) else { return };
+        self.order.push(Reverse((next, uid.clone())));
+        if let Some(entry) = self.entries.get_mut(&*ended.uid) {
+            (entry.next, entry.lively, entry.reads) = (Some(next), ended.lively, ended.reads);
         }
     }
 }
@@ -285,9 +321,10 @@ mod tests {
             looks.push(0);
             for tenth in 0..10 {
                 let now = f64::from(second) + f64::from(tenth) / 10.0;
-                let due = agenda.due(known, now);
+                agenda.follow(known, now);
+                let due = agenda.due(now);
                 *looks.last_mut().unwrap() += due.len();
-                for model in due {
+                for (model, _) in due {
                     agenda.looked(&Ended { uid: model.subject().unwrap().uid.clone(), lively, reads: 1 }, now);
                 }
             }
@@ -316,7 +353,8 @@ mod tests {
         let mut of_lively = 0;
         for tenth in 80..180u32 {
             let now = f64::from(tenth) / 10.0;
-            for model in agenda.due(&known, now) {
+            agenda.follow(&known, now);
+            for (model, _) in agenda.due(now) {
                 let uid = model.subject().unwrap().uid.clone();
                 of_lively += u32::from(uid == "m7");
                 agenda.looked(&Ended { lively: uid == "m7", uid, reads: 1 }, now);
@@ -328,14 +366,16 @@ mod tests {
     #[test]
     fn a_model_that_is_gone_is_forgotten() {
         let (mut agenda, known) = (Agenda::default(), models(2));
-        agenda.due(&known, 0.0);
-        agenda.due(&known[..1], 1.0);
+        agenda.follow(&known, 0.0);
+        agenda.follow(&known[..1], 1.0);
+        assert_eq!(agenda.due(5.0).len(), 1);
         assert!(agenda.knows("m0") && !agenda.knows("m1"));
     }
 
     #[test]
     fn no_second_look_begins_while_one_is_under_way() {
         let (mut agenda, known) = (Agenda::default(), models(1));
-        assert_eq!((0..50).map(|second| agenda.due(&known, f64::from(second)).len()).sum::<usize>(), 1);
+        agenda.follow(&known, 0.0);
+        assert_eq!((0..50).map(|second| agenda.due(f64::from(second)).len()).sum::<usize>(), 1);
     }
 }

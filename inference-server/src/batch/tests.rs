@@ -46,8 +46,12 @@ impl Held {
     fn new(limits: Limits) -> Self {
         let (permits, receiver) = mpsc::channel();
         let (sender, runs) = mpsc::channel();
-        let spec =
-            TensorSpec { name: "x".to_owned(), datatype: Datatype::Uint8, shape: vec![Dimension::Dynamic(None)] };
+        let spec = TensorSpec {
+            name: "x".to_owned(),
+            datatype: Datatype::Uint8,
+            shape: vec![Dimension::Dynamic(None)],
+            labels: Vec::new(),
+        };
         let signature = Signature { inputs: vec![spec.clone()], outputs: vec![spec] };
         let engine = Doubler { signature, permits: receiver, runs: sender };
         let counters = Arc::new(Counters::default());

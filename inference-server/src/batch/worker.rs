@@ -64,7 +64,7 @@ fn answer(engine: &mut dyn Engine, batch: Vec<Entry>, shared: &Shared) {
         && let Some(answers) = together(engine, &batch)
     {
         let total = batch.iter().map(|entry| entry.request.rows).sum();
-        shared.counters.record_batch(total, start.elapsed());
+        shared.counters.record_execution(batch.len(), total, start.elapsed());
         for (entry, answer) in batch.into_iter().zip(answers) {
             // A client that left has no use for it.
             let _ = entry.reply.send(Ok(answer));
@@ -81,7 +81,7 @@ fn answer(engine: &mut dyn Engine, batch: Vec<Entry>, shared: &Shared) {
         }
         let answer = guarded(engine, &entry.request.inputs, &entry.request.outputs);
         if answer.is_ok() {
-            shared.counters.record_batch(entry.request.rows, start.elapsed());
+            shared.counters.record_execution(1, entry.request.rows, start.elapsed());
         }
         let _ = entry.reply.send(answer.map_err(Error::from));
     }

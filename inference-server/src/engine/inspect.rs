@@ -13,12 +13,26 @@ use std::path::Path;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
 
+use super::zipmap;
+
 /// Graphs nest inside nodes; ONNX models nest a few levels deep.
 const MAX_DEPTH: usize = 64;
 const HEAD: usize = 512;
 
+/// What was found in a model that is good.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Whether there is an operator of that name.
+    pub has_zip_map: bool,
+}
+
+/// The whole file.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| unreadable(&error))
+}
+
 /// Refuses what is not a self-contained ONNX model.
-pub(super) fn check(path: &Path) -> Result<(), Failure> {
+pub(super) fn check(path: &Path) -> Result<Found, Failure> {
     let file = File::open(path).map_err(|error| unreadable(&error))?;
     let length = file.metadata().map_err(|error| unreadable(&error))?.len();
     let mut head = Vec::with_capacity(HEAD);
@@ -26,10 +40,10 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
     if let Some(what) = foreign_format(&head) {
         return Err(invalid(what));
     }
-    let mut walker = Walker { reader: BufReader::new(file), position: 0, has_graph: false };
+    let mut walker = Walker { reader: BufReader::new(file), position: 0, has_graph: false, has_zip_map: false };
     walker.reader.seek(SeekFrom::Start(0)).map_err(|error| unreadable(&error))?;
     match walker.message(Message::Model, length, 0) {
-        Ok(()) if walker.has_graph => Ok(()),
+        Ok(()) if walker.has_graph => Ok(Found { has_zip_map: walker.has_zip_map }),
         Ok(()) => Err(invalid("it holds no graph")),
         Err(Fault::External(tensor)) => Err(Failure {
             reason: FailureReason::ExternalDataMissing,
@@ -116,6 +130,7 @@ struct Walker {
     reader: BufReader<File>,
     position: u64,
     has_graph: bool,
+    has_zip_map: bool,
 }
 
 impl Walker {
@@ -149,6 +164,10 @@ impl Walker {
                 (_, _, Some(child)) if wire_type == 2 => {
                     self.has_graph |= matches!((message, child), (Message::Model, Message::Graph));
                     self.message(child, value_end, depth + 1)?;
+                }
+                // NodeProto.op_type
+                (Message::Node, 4, _) if value_end - self.position == zipmap::OPERATOR.len() as u64 => {
+                    self.has_zip_map |= self.text(value_end)?.as_bytes() == zipmap::OPERATOR;
                 }
                 // TensorProto.external_data and TensorProto.name
                 (Message::Tensor, 13, _) => is_external = true,
@@ -211,7 +230,7 @@ mod tests {
 
     use super::*;
 
-    fn checked(bytes: &[u8]) -> Result<(), Failure> {
+    fn checked(bytes: &[u8]) -> Result<Found, Failure> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
         check(file.path())
@@ -223,8 +242,8 @@ mod tests {
 
     #[test]
     fn models_in_one_file_pass() {
-        for name in ["mlp.onnx", "types.onnx", "sequence.onnx", "gather.onnx"] {
-            assert_eq!(checked(&model(name)), Ok(()), "{name}");
+        for name in ["mlp.onnx", "types.onnx", "sequence.onnx", "gather.onnx", "zipmap.onnx"] {
+            assert_eq!(checked(&model(name)), Ok(Found { has_zip_map: name == "zipmap.onnx" }), "{name}");
         }
     }
 

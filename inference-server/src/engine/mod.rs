@@ -6,7 +6,9 @@
 mod elements;
 mod inspect;
 mod onnx;
+mod zipmap;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
@@ -59,7 +61,12 @@ pub struct TensorSpec {
     pub datatype: Datatype,
     /// The dimensions.
     pub shape: Vec<Dimension>,
+    /// The names of the classes that the last dimension counts, where the model tells them.
+    pub labels: Vec<String>,
 }
+
+/// The names of classes by output.
+type Labels = HashMap<String, Vec<String>>;
 
 /// One dimension of an input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,8 +127,13 @@ impl Signature {
 
 /// Reads a model file: checks it, then builds an engine that runs on `threads` threads.
 pub fn load(path: &Path, threads: usize) -> Result<OnnxEngine, Failure> {
-    inspect::check(path)?;
-    let engine = OnnxEngine::load(path, threads)?;
+    let engine = if inspect::check(path)?.has_zip_map
+        && let Some((model, labels)) = zipmap::replaced(&inspect::read(path)?)
+    {
+        OnnxEngine::load(onnx::From::Memory { model: &model, labels }, threads)?
+    } else {
+        OnnxEngine::load(onnx::From::File(path), threads)?
+    };
     let signature = engine.signature();
     if signature.inputs.is_empty() || signature.outputs.is_empty() {
         return Err(Failure {
@@ -147,6 +159,7 @@ mod tests {
             name: "t".to_owned(),
             datatype: Datatype::Fp32,
             shape: shape.split_whitespace().map(dimension).collect(),
+            labels: Vec::new(),
         }
     }
 

@@ -16,7 +16,7 @@ use ortolan_protocol::failure::{Failure, FailureReason};
 use smallvec::SmallVec;
 use tracing::debug;
 
-use super::{Dimension, Engine, RunError, Signature, TensorSpec, elements};
+use super::{Dimension, Engine, Labels, RunError, Signature, TensorSpec, elements};
 use crate::tensor::Tensor;
 
 /// The process's one runtime environment; it must outlive every session.
@@ -40,6 +40,19 @@ fn environment(library: Option<&Path>) -> Result<Environment, Failure> {
     Ok(environment.insert(built).clone())
 }
 
+/// Where a model is.
+pub(super) enum From<'m> {
+    /// In a file, as it was fetched.
+    File(&'m Path),
+    /// In memory, after it was changed.
+    Memory {
+        /// The model's bytes.
+        model: &'m [u8],
+        /// The names of classes that it does not tell any more.
+        labels: Labels,
+    },
+}
+
 /// A session of ONNX Runtime.
 pub struct OnnxEngine {
     session: Session,
@@ -48,11 +61,16 @@ pub struct OnnxEngine {
 
 impl OnnxEngine {
     /// Builds a session. [`initialize`] comes before. `threads`: for one operator; operators run one after the other.
-    pub fn load(path: &Path, threads: usize) -> Result<Self, Failure> {
+    pub(super) fn load(from: From<'_>, threads: usize) -> Result<Self, Failure> {
         let environment = environment(None)?;
-        let session = build(&environment, path, threads).map_err(|error| load_failure(&error))?;
-        let signature =
+        let session = build(&environment, &from, threads).map_err(|error| load_failure(&error))?;
+        let mut signature =
             Signature { inputs: specs(session.inputs(), "input")?, outputs: specs(session.outputs(), "output")? };
+        if let From::Memory { mut labels, .. } = from {
+            for output in &mut signature.outputs {
+                output.labels = labels.remove(&output.name).unwrap_or_default();
+            }
+        }
         Ok(Self { session, signature })
     }
 }
@@ -86,15 +104,18 @@ fn extract(found: &SessionOutputs<'_>, outputs: &[usize], specs: &[TensorSpec]) 
         .collect()
 }
 
-fn build(environment: &Environment, path: &Path, threads: usize) -> ort::Result<Session> {
-    Session::builder(environment)?
+fn build(environment: &Environment, from: &From<'_>, threads: usize) -> ort::Result<Session> {
+    let mut builder = Session::builder(environment)?
         .with_intra_threads(threads)?
         .with_inter_threads(1)?
         .with_parallel_execution(false)?
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
-        .with_optimization_level(GraphOptimizationLevel::All)?
-        .commit_from_file(path)
+        .with_optimization_level(GraphOptimizationLevel::All)?;
+    match from {
+        From::File(path) => builder.commit_from_file(path),
+        From::Memory { model, .. } => builder.commit_from_memory(model),
+    }
 }
 
 fn specs(outlets: &[Outlet], kind: &str) -> Result<Vec<TensorSpec>, Failure> {
@@ -105,8 +126,8 @@ fn spec(outlet: &Outlet, kind: &str) -> Result<TensorSpec, Failure> {
     let name = outlet.name();
     let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
         return Err(unsupported(format!(
-            "the model's {kind} '{name}' is {}, and only tensors can be served; models converted from scikit-learn give \
-             tensors when they are converted with the option zipmap=False",
+            "the model's {kind} '{name}' is {}, and only tensors can be served (and the maps that classifiers converted from \
+             scikit-learn end in): convert the model so that it gives tensors",
             value_kind(outlet.dtype())
         )));
     };
@@ -121,7 +142,7 @@ fn spec(outlet: &Outlet, kind: &str) -> Result<TensorSpec, Failure> {
             Err(_) => Dimension::Dynamic((!symbol.is_empty()).then(|| symbol.clone())),
         })
         .collect();
-    Ok(TensorSpec { name: name.to_owned(), datatype, shape })
+    Ok(TensorSpec { name: name.to_owned(), datatype, shape, labels: Vec::new() })
 }
 
 fn value_kind(value: &ValueType) -> &'static str {

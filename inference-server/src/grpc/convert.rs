@@ -3,12 +3,15 @@
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use ortolan_protocol::grpc::infer_parameter::ParameterChoice;
+use ortolan_protocol::grpc::model_infer_request::InferRequestedOutputTensor;
 use ortolan_protocol::grpc::model_infer_response::InferOutputTensor;
 use ortolan_protocol::grpc::model_metadata_response::TensorMetadata;
 use ortolan_protocol::grpc::{InferTensorContents, ModelInferRequest, ModelMetadataResponse};
 use ortolan_protocol::oip::{self, Datatype};
 
 use crate::batch::Request;
+use crate::classify;
 use crate::error::Error;
 use crate::request::{Builder, Slot};
 use crate::serving::Model;
@@ -45,6 +48,19 @@ pub(super) fn request(model: &Model, message: ModelInferRequest, deadline: Optio
         builder.output(&output.name)?;
     }
     builder.build(deadline)
+}
+
+/// How many classes are wanted of each requested output; 0: the output itself.
+pub(super) fn classes(outputs: &[InferRequestedOutputTensor]) -> Result<Vec<usize>, Error> {
+    let wanted = |output: &InferRequestedOutputTensor| {
+        let Some(parameter) = output.parameters.get(classify::PARAMETER) else { return Ok(0) };
+        match parameter.parameter_choice {
+            Some(ParameterChoice::Int64Param(count)) => classify::count(i128::from(count)),
+            Some(ParameterChoice::Uint64Param(count)) => classify::count(i128::from(count)),
+            _ => Err(classify::not_a_count()),
+        }
+    };
+    outputs.iter().map(wanted).collect()
 }
 
 /// Names and shapes of the outputs, and their elements.

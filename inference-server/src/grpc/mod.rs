@@ -4,10 +4,12 @@
 //! is the batcher. The calls of other servers that load models, map shared memory or change settings are not here.
 
 mod convert;
+mod stream;
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -15,20 +17,27 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::http::HeaderValue;
 use axum::middleware;
 use axum::response::Response as HttpResponse;
+use futures_util::Stream;
 use http_body_util::BodyExt;
 use ortolan_protocol::grpc::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use ortolan_protocol::grpc::infer_parameter::ParameterChoice;
 use ortolan_protocol::grpc::{
-    InferParameter, ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
-    ModelReadyRequest, ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
-    ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+    FILE_DESCRIPTOR_SET, InferParameter, ModelConfigRequest, ModelConfigResponse, ModelInferRequest,
+    ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
+    ModelStatisticsRequest, ModelStatisticsResponse, ModelStreamInferResponse, RepositoryIndexRequest,
+    RepositoryIndexResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
+    ServerReadyRequest, ServerReadyResponse,
 };
+use tonic::codec::{CompressionEncoding, SingleMessageCompressionOverride};
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, Streaming, async_trait};
 use tonic_health::pb::health_server::{Health, HealthServer};
+use tracing::error;
 
-use crate::body::Bounded;
+use crate::body::{Bounded, BoundedMessages, MESSAGE_HEAD};
+use crate::classify;
+use crate::describe;
 use crate::error::{Error, ErrorKind};
 use crate::serving::Server;
 use crate::stats::Arrival;
@@ -37,29 +46,54 @@ use crate::stats::Arrival;
 const OUT_OF_RANGE: &str = "11";
 const RESOURCE_EXHAUSTED: HeaderValue = HeaderValue::from_static("8");
 
-/// In front of a message stand a byte for its encoding and four for its length.
-const FRAMING: usize = 5;
+/// Calls whose bodies are streams of messages end so.
+const STREAMS: [&str; 2] = ["/ModelStreamInfer", "/ServerReflectionInfo"];
 
 /// The gRPC port. `health`: answers `grpc.health.v1`.
 pub fn app<H: Health>(server: Arc<Server>, health: HealthServer<H>) -> Router {
     let inference = GrpcInferenceServiceServer::new(Service { server: Arc::clone(&server) })
-        .max_decoding_message_size(server.limits().max_bytes);
-    Routes::new(inference)
-        .add_service(health)
+        .max_decoding_message_size(server.limits().max_bytes)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Deflate)
+        .send_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Deflate);
+    with_reflection(Routes::new(inference).add_service(health))
         .prepare()
         .into_axum_router()
         .layer(middleware::map_response_with_state(Arc::clone(&server), name_too_large))
         .layer(middleware::map_request_with_state(server, bound))
 }
 
+/// What tells clients such as grpcurl which calls there are, in both versions of that protocol.
+fn with_reflection(routes: Routes) -> Routes {
+    let describes = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    match (describes().build_v1(), describes().build_v1alpha()) {
+        (Ok(v1), Ok(v1alpha)) => routes.add_service(v1).add_service(v1alpha),
+        (Err(error), _) | (_, Err(error)) => {
+            error!(%error, "reflection cannot be offered");
+            routes
+        }
+    }
+}
+
 /// Puts a body under the limits of all bodies. One that breaks them never becomes a call, and is counted here.
 async fn bound(State(server): State<Arc<Server>>, request: HttpRequest) -> HttpRequest {
+    let is_stream = STREAMS.iter().any(|call| request.uri().path().ends_with(call));
     request.map(|body| {
-        let bounded = Bounded::new(body, server.bodies(), FRAMING);
-        Body::new(bounded.map_err(move |error| {
+        let bodies = Arc::clone(server.bodies());
+        let refuse = move |error: Error| {
             server.counters().arrive().finish(&Err::<(), _>(error.clone()));
             Status::from(error)
-        }))
+        };
+        if is_stream {
+            Body::new(BoundedMessages::new(body, &bodies).map_err(refuse))
+        } else {
+            Body::new(Bounded::new(body, &bodies, MESSAGE_HEAD).map_err(refuse))
+        }
     })
 }
 
@@ -114,24 +148,76 @@ impl GrpcInferenceService for Service {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let arrival = self.server.counters().arrive();
-        let outcome = infer(&self.server, request, &arrival).await;
+        let (metadata, _, message) = request.into_parts();
+        let deadline = crate::wire::deadline(arrival.since(), [call_timeout(&metadata)]);
+        let outcome = infer(&self.server, message, deadline, &arrival).await;
         arrival.finish(&outcome);
-        Ok(Response::new(outcome?))
+        Ok(as_encoded(&metadata, Response::new(outcome?)))
+    }
+
+    type ModelStreamInferStream = Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send>>;
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        let (metadata, _, messages) = request.into_parts();
+        let deadline = crate::wire::deadline(Instant::now(), [call_timeout(&metadata)]);
+        let answers: Self::ModelStreamInferStream =
+            Box::pin(stream::answers(Arc::clone(&self.server), messages, deadline));
+        Ok(as_encoded(&metadata, Response::new(answers)))
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<ModelConfigRequest>,
+    ) -> Result<Response<ModelConfigResponse>, Status> {
+        let request = request.into_inner();
+        let model = self.server.model(&request.name, Some(&request.version))?;
+        Ok(Response::new(ModelConfigResponse { config: Some(describe::config(&self.server, model)) }))
+    }
+
+    async fn model_statistics(
+        &self,
+        request: Request<ModelStatisticsRequest>,
+    ) -> Result<Response<ModelStatisticsResponse>, Status> {
+        let request = request.into_inner();
+        let name = if request.name.is_empty() { self.server.name() } else { &request.name };
+        self.server.model(name, Some(&request.version))?;
+        Ok(Response::new(ModelStatisticsResponse { model_stats: vec![describe::statistics(&self.server)] }))
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<RepositoryIndexRequest>,
+    ) -> Result<Response<RepositoryIndexResponse>, Status> {
+        let models = describe::index(&self.server, request.into_inner().ready);
+        Ok(Response::new(RepositoryIndexResponse { models }))
     }
 }
 
+/// Answers are compressed where the request was. Many clients say that they accept compression without wanting it.
+fn as_encoded<T>(metadata: &MetadataMap, mut response: Response<T>) -> Response<T> {
+    if metadata.get("grpc-encoding").is_none_or(|encoding| encoding == "identity") {
+        response.extensions_mut().insert(SingleMessageCompressionOverride::Disable);
+    }
+    response
+}
+
+/// Answers one message. `deadline`: that of its call.
 async fn infer(
     server: &Server,
-    request: Request<ModelInferRequest>,
+    message: ModelInferRequest,
+    deadline: Option<Instant>,
     arrival: &Arrival,
 ) -> Result<ModelInferResponse, Error> {
-    let (metadata, _, message) = request.into_parts();
     let model = server.model(&message.model_name, Some(&message.model_version))?;
-    let timeouts = [call_timeout(&metadata), timeout_parameter(&message.parameters)?];
+    let own = crate::wire::deadline(arrival.since(), [timeout_parameter(&message.parameters)?]);
+    let classes = convert::classes(&message.outputs)?;
     let (id, name) = (message.id.clone(), message.model_name.clone());
-    let request = convert::request(model, message, crate::wire::deadline(arrival.since(), timeouts))?;
+    let request = convert::request(model, message, deadline.into_iter().chain(own).min())?;
     let outputs = request.outputs.clone();
-    let tensors = server.infer(model, request, arrival).await?;
+    let tensors = classify::tops(server.infer(model, request, arrival).await?, &outputs, &classes, model)?;
     let named = outputs.iter().map(|index| model.signature.outputs[*index].name.clone()).zip(tensors);
     let (outputs, raw_output_contents) = convert::outputs(named)?;
     Ok(ModelInferResponse {

@@ -114,7 +114,31 @@ impl Serialize for Output<'_> {
 }
 
 /// Elements as a flat JSON array. What is not a number (and infinity) is `null`: JSON has no word for it.
-struct Elements<'a>(&'a Tensor);
+pub(super) struct Elements<'a>(pub &'a Tensor);
+
+impl Elements<'_> {
+    /// The element of a tensor that has only one, without a list.
+    pub(super) fn serialize_only<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = match &self.0.data {
+            Data::Fixed(bytes) => bytes,
+            Data::Strings(strings) => return strings.first().serialize(serializer),
+        };
+        match self.0.datatype {
+            Datatype::Bool => only(serializer, bytes, |[byte]: [u8; 1]| byte != 0),
+            Datatype::Uint8 => only(serializer, bytes, u8::from_le_bytes),
+            Datatype::Uint16 => only(serializer, bytes, u16::from_le_bytes),
+            Datatype::Uint32 => only(serializer, bytes, u32::from_le_bytes),
+            Datatype::Uint64 => only(serializer, bytes, u64::from_le_bytes),
+            Datatype::Int8 => only(serializer, bytes, i8::from_le_bytes),
+            Datatype::Int16 => only(serializer, bytes, i16::from_le_bytes),
+            Datatype::Int32 => only(serializer, bytes, i32::from_le_bytes),
+            Datatype::Int64 => only(serializer, bytes, i64::from_le_bytes),
+            Datatype::Fp32 => only(serializer, bytes, f32::from_le_bytes),
+            Datatype::Fp64 => only(serializer, bytes, f64::from_le_bytes),
+            Datatype::Fp16 | Datatype::Bf16 | Datatype::Bytes => Err(cannot_hold()),
+        }
+    }
+}
 
 impl Serialize for Elements<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -134,11 +158,21 @@ impl Serialize for Elements<'_> {
             Datatype::Int64 => sequence(serializer, bytes, i64::from_le_bytes),
             Datatype::Fp32 => sequence(serializer, bytes, f32::from_le_bytes),
             Datatype::Fp64 => sequence(serializer, bytes, f64::from_le_bytes),
-            Datatype::Fp16 | Datatype::Bf16 | Datatype::Bytes => {
-                Err(serde::ser::Error::custom("elements that JSON cannot hold"))
-            }
+            Datatype::Fp16 | Datatype::Bf16 | Datatype::Bytes => Err(cannot_hold()),
         }
     }
+}
+
+fn cannot_hold<E: serde::ser::Error>() -> E {
+    E::custom("elements that JSON cannot hold")
+}
+
+fn only<S: Serializer, const N: usize, T: Serialize>(
+    serializer: S,
+    bytes: &Bytes,
+    element: impl Fn([u8; N]) -> T,
+) -> Result<S::Ok, S::Error> {
+    bytes.first_chunk::<N>().map(|bytes| element(*bytes)).serialize(serializer)
 }
 
 fn sequence<S: Serializer, const N: usize, T: Serialize>(

@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use crate::body::{Bounded, Held, UnderWay, too_large};
 use crate::error::{Error, ErrorKind};
 
-/// The whole body, of at most `max_bytes`, and what must be kept as long as it. A body that comes in one piece is not
+/// The whole body, of at most `max_bytes` (unpacked, where it came compressed), and what must be kept as long as it. A body that comes in one piece is not
 /// copied.
 pub(super) async fn read(
     headers: &HeaderMap,
@@ -25,7 +25,7 @@ pub(super) async fn read(
         let encoding = String::from_utf8_lossy(encoding.as_bytes());
         return Err(Error::new(
             ErrorKind::UnsupportedEncoding,
-            format!("bodies encoded with '{}' are not read; send them as they are", encoding.escape_debug()),
+            format!("bodies encoded with '{}' are not read; send gzip, deflate, or none", encoding.escape_debug()),
         ));
     }
     if body.size_hint().lower() > max_bytes as u64 {

@@ -11,6 +11,7 @@ use ortolan_protocol::oip::{self, InferInput, InferRequest, Parameter, Parameter
 
 use super::answer::{self, Form};
 use super::{Shared, body, elements};
+use crate::classify;
 use crate::error::Error;
 use crate::request::{Builder, Slot};
 use crate::serving::{Model, Server};
@@ -60,7 +61,7 @@ async fn infer(
     let deadline = wire::deadline(arrival.since(), [timeout, parsed.timeout]);
     let request = parsed.builder.build(deadline)?;
     let outputs = request.outputs.clone();
-    let tensors = server.infer(model, request, arrival).await?;
+    let tensors = classify::tops(server.infer(model, request, arrival).await?, &outputs, &parsed.classes, model)?;
     let named = outputs.iter().map(|index| model.signature.outputs[*index].name.as_str()).zip(tensors);
     answer::write(&answer::Head { name, version: server.version(), id: parsed.id.as_deref() }, named, &parsed.form)
 }
@@ -71,6 +72,8 @@ struct Parsed<'m> {
     id: Option<String>,
     timeout: Option<Duration>,
     form: Form,
+    /// How many classes are wanted of each requested output; 0: the output itself.
+    classes: Vec<usize>,
 }
 
 /// JSON of `length` bytes, and whatever binary tensors follow it.
@@ -97,12 +100,14 @@ fn parse<'m>(model: &'m Model, body: &Bytes, length: usize) -> Result<Parsed<'m>
     }
     let all_binary = flag(&request.parameters, "binary_data_output")?;
     let mut form = Form { default_binary: all_binary.unwrap_or(false), binary: Vec::new() };
+    let mut classes = Vec::new();
     for output in &request.outputs {
         builder.output(&output.name)?;
+        classes.push(wanted_classes(&output.parameters)?);
         form.binary.push(flag(&output.parameters, "binary_data")?.or(all_binary).unwrap_or(false));
     }
     let timeout = timeout_parameter(&request.parameters)?;
-    Ok(Parsed { builder, id: request.id.map(std::borrow::Cow::into_owned), timeout, form })
+    Ok(Parsed { builder, id: request.id.map(std::borrow::Cow::into_owned), timeout, form, classes })
 }
 
 /// The elements of an input, out of the JSON or out of what follows it.
@@ -160,7 +165,8 @@ fn raw(model: &Model, body: Bytes) -> Result<Parsed<'_>, Error> {
     let slot = builder.input(&spec.name, spec.datatype.as_str(), &shape)?;
     let data = wire::from_binary(&slot, body)?;
     builder.fill(slot, data)?;
-    Ok(Parsed { builder, id: None, timeout: None, form: Form { default_binary: true, binary: Vec::new() } })
+    let form = Form { default_binary: true, binary: Vec::new() };
+    Ok(Parsed { builder, id: None, timeout: None, form, classes: Vec::new() })
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
@@ -171,7 +177,7 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     })
 }
 
-fn timeout_header(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+pub(super) fn timeout_header(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let Some(value) = headers.get(oip::TIMEOUT_HEADER) else { return Ok(None) };
     let milliseconds = value.to_str().ok().and_then(|value| value.trim().parse().ok());
     milliseconds
@@ -187,6 +193,14 @@ fn timeout_parameter(parameters: &Parameters) -> Result<Option<Duration>, Error>
             Ok(Some(microseconds.unsigned_abs()).filter(|time| *time > 0).map(Duration::from_micros))
         }
         Some(_) => Err(Error::invalid("the parameter timeout must be a number of microseconds")),
+    }
+}
+
+fn wanted_classes(parameters: &Parameters) -> Result<usize, Error> {
+    match parameters.get(classify::PARAMETER) {
+        None => Ok(0),
+        Some(Parameter::Integer(count)) => classify::count(i128::from(*count)),
+        Some(_) => Err(classify::not_a_count()),
     }
 }
 

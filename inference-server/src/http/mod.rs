@@ -1,23 +1,29 @@
-//! The Open Inference Protocol over REST.
+//! The Open Inference Protocol over REST, and TensorFlow Serving's.
 //!
 //! Thin: routes, framing and JSON. What a request must look like is checked in [`crate::request`], what runs it is the
 //! batcher. There are no routes that load or unload models, map memory or change settings, and there will be none.
 
 mod answer;
 mod body;
+mod describe;
 mod elements;
 mod infer;
+mod tensorflow;
 
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
-use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, Version};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use ortolan_protocol::oip::{ErrorBody, Live, ModelList, ModelName, ModelReady, Ready};
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::SizeAbove;
+use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::error::{Error, ErrorKind};
 use crate::serving::Server;
@@ -26,6 +32,10 @@ type Shared = State<Arc<Server>>;
 
 /// Seconds after which a client that was turned away may try again.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// Answers of so many bytes are compressed for clients that take it. Many clients say by default that they do; for small
+/// answers it only costs time.
+const COMPRESSED_FROM: u64 = 1024;
 
 /// The public REST port.
 pub fn app(server: Arc<Server>) -> Router {
@@ -41,8 +51,15 @@ pub fn app(server: Arc<Server>) -> Router {
         .route("/v2/models/{model}/versions/{version}/ready", get(version_ready))
         .route("/v2/models/{model}/infer", post(infer::model))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer::version))
+        .merge(describe::routes())
+        .merge(tensorflow::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_verb)
+        .layer(
+            CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(SizeAbove::new(COMPRESSED_FROM)),
+        )
+        // What it does not know is left for the handlers to refuse.
+        .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
         .layer(middleware::from_fn_with_state(Arc::clone(&server), say_goodbye))
         .with_state(server)
 }
@@ -60,6 +77,9 @@ async fn say_goodbye(State(server): Shared, request: Request, next: Next) -> Res
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = (self.kind().status(), Json(ErrorBody { error: self.message().into() })).into_response();
+        if let Some(verbs) = self.allowed() {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(verbs));
+        }
         if self.kind().is_worth_retrying() {
             response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
         }
@@ -116,13 +136,17 @@ fn readiness(server: &Server, model: String, version: Option<&str>) -> Result<Re
 }
 
 async fn unknown_route() -> Error {
-    Error::new(ErrorKind::NotFound, "there is nothing at this path; the Open Inference Protocol begins at /v2")
+    Error::new(
+        ErrorKind::NotFound,
+        "there is nothing at this path; the Open Inference Protocol begins at /v2, TensorFlow Serving's at /v1",
+    )
 }
 
-/// The header Allow is set by the router.
 async fn wrong_verb(uri: Uri) -> Error {
-    let verbs = if uri.path().ends_with("/infer") { "POST" } else { "GET,HEAD" };
-    Error::new(ErrorKind::MethodNotAllowed, format!("this route takes {verbs}"))
+    let takes_post = ["/infer", "/repository/index", ":predict", ":classify", ":regress"]
+        .iter()
+        .any(|end| uri.path().ends_with(end));
+    Error::method_not_allowed(if takes_post { "POST" } else { "GET,HEAD" })
 }
 
 fn status(is_good: bool) -> StatusCode {

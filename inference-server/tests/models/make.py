@@ -22,6 +22,9 @@ TYPES = {
     "FP64": T.DOUBLE, "BYTES": T.STRING,
 }  # fmt: skip
 
+# In the order of the columns of the probabilities, which is not that of the maps.
+CLASSES = {"zipmap": [3, -7, 11], "zipmap-names": ["red", "green", "blue"]}
+
 
 def tensor(name, shape, kind=T.FLOAT):
     return helper.make_tensor_value_info(name, kind, shape)
@@ -107,19 +110,36 @@ def served():
     # Fails for some inputs, at run time: an index out of range.
     save("gather", [node("Gather", ["table", "i"], ["y"])], [tensor("i", ["batch"], T.INT64)], [tensor("y", ["batch"])],
          [constant("table", np.array([10, 20, 30], np.float32))])  # fmt: skip
+    # As converters for scikit-learn write classifiers: the probabilities become a list of maps.
+    for name, kind, attribute in [
+        ("zipmap", T.INT64, "classlabels_int64s"),
+        ("zipmap-names", T.STRING, "classlabels_strings"),
+    ]:
+        classes = helper.make_map_type_proto(kind, helper.make_tensor_type_proto(T.FLOAT, []))
+        save(
+            name,
+            [
+                node("Gemm", ["x", "w"], ["l"]),
+                node("Softmax", ["l"], ["p"]),
+                node("ArgMax", ["p"], ["label"], axis=1, keepdims=0),
+                node("ZipMap", ["p"], ["probabilities"], domain="ai.onnx.ml", **{attribute: CLASSES[name]}),
+            ],
+            [tensor("x", [None, 4])],
+            [tensor("label", [None], T.INT64), helper.make_value_info("probabilities", helper.make_sequence_type_proto(classes))],
+            [constant("w", weights(np.random.default_rng(9), 4, 3))],
+            extra_opsets=[("ai.onnx.ml", 3)],
+        )
 
 
 def refused():
     """The models that the server refuses."""
     node = helper.make_node
     save(
-        "refused-map",
-        [node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])],
+        "refused-sequence",
+        [node("SplitToSequence", ["x"], ["y"])],
         [tensor("x", [None, 2])],
-        [helper.make_value_info("y", helper.make_sequence_type_proto(helper.make_map_type_proto(T.INT64, helper.make_tensor_type_proto(T.FLOAT, []))))],
-        extra_opsets=[("ai.onnx.ml", 3)],
-        check=False,
-    )  # fmt: skip
+        [helper.make_tensor_sequence_value_info("y", T.FLOAT, None)],
+    )
     save("refused-operator", [node("Frobnicate", ["x"], ["y"], domain="com.example")], [tensor("x", [1])],
          [tensor("y", [1])], extra_opsets=[("com.example", 1)], check=False)  # fmt: skip
     save("refused-opset", [node("Relu", ["x"], ["y"])], [tensor("x", [1])], [tensor("y", [1])], opset=99, check=False)
@@ -158,16 +178,23 @@ def expectations():
         "sequence": [{"x": weights(generator, 2, 5)}, {"x": weights(generator, 1, 3)}],
         "scalar": [{"x": weights(generator, 3, 2)}],
         "cross": [{"a": weights(generator, 3, 2), "b": weights(generator, 4, 2)}],
+        "zipmap": [{"x": weights(generator, 3, 4)}],
+        "zipmap-names": [{"x": weights(generator, 1, 4)}],
     }
     found = []
     for name, requests in cases.items():
         session = onnxruntime.InferenceSession(HERE / f"{name}.onnx")
         for request in requests:
             answers = session.run(None, request)
-            outputs = {output.name: answer for output, answer in zip(session.get_outputs(), answers, strict=True)}
+            outputs = {output.name: matrix(answer, CLASSES.get(name)) for output, answer in zip(session.get_outputs(), answers, strict=True)}
             found.append({"model": name, "inputs": plain(request), "outputs": plain(outputs)})
     text = "[\n" + ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in found) + "\n]\n"
     (HERE / "expected.json").write_text(text)
+
+
+def matrix(answer, classes):
+    """What the server makes of a list of maps."""
+    return np.array([[row[name] for name in classes] for row in answer], np.float32) if isinstance(answer, list) else answer
 
 
 def plain(tensors):

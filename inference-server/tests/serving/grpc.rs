@@ -20,11 +20,11 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::common::{empty_server, expectations, server};
 
-fn app(server: Arc<Server>) -> Router {
+pub fn app(server: Arc<Server>) -> Router {
     grpc::app(server, tonic_health::server::health_reporter().1)
 }
 
-async fn client(model: &str) -> Client<Router> {
+pub async fn client(model: &str) -> Client<Router> {
     Client::new(app(server(model, &[]).await))
 }
 
@@ -47,7 +47,7 @@ fn floats(numbers: &[f32]) -> InferTensorContents {
 }
 
 /// A good request to the model "add".
-fn add() -> ModelInferRequest {
+pub fn add() -> ModelInferRequest {
     let tensor = |name| input(name, "FP32", &[1, 3], Some(floats(&[1.0, 2.0, 3.0])));
     request("add", vec![tensor("a"), tensor("b")])
 }

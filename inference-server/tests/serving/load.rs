@@ -24,7 +24,7 @@ async fn load_fetched(fetched: Fetched) -> Result<Model, Failure> {
 #[tokio::test]
 async fn models_that_cannot_be_served_are_refused_with_the_reason() {
     for (name, reason, words) in [
-        ("refused-map", FailureReason::ModelUnsupported, "'y' is a sequence of maps"),
+        ("refused-sequence", FailureReason::ModelUnsupported, "'y' is a sequence, and"),
         ("refused-operator", FailureReason::ModelUnsupported, "Frobnicate"),
         ("refused-opset", FailureReason::ModelUnsupported, "Opset 99"),
         ("refused-external", FailureReason::ExternalDataMissing, "'w' in another file"),

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+mod describe;
+mod encodings;
 mod grpc;
 mod identities;
 mod load;
@@ -11,4 +13,6 @@ mod objects;
 mod process;
 mod rest;
 mod sources;
+mod stream;
+mod tensorflow;
 mod wrong;

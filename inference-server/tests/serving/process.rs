@@ -454,7 +454,12 @@ async fn models_that_cannot_be_served_leave_their_reason_behind() {
         ("file:///nowhere/m.onnx".to_owned(), vec![], FailureReason::SourceNotFound, "does not exist"),
         ("s3://bucket".to_owned(), vec![], FailureReason::SourceInvalid, "s3://BUCKET/KEY"),
         (at("m.onnx"), vec!["--lock-file", lock], FailureReason::DigestChanged, "began to serve"),
-        (model("refused-map").to_str().unwrap().to_owned(), vec![], FailureReason::ModelUnsupported, "zipmap=False"),
+        (
+            model("refused-sequence").to_str().unwrap().to_owned(),
+            vec![],
+            FailureReason::ModelUnsupported,
+            "gives tensors",
+        ),
         (
             model("refused-endless").to_str().unwrap().to_owned(),
             vec!["--load-timeout", "1s"],

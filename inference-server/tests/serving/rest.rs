@@ -186,7 +186,7 @@ async fn metadata_and_health_are_those_of_the_protocol() {
     let app = http::app(server);
     assert_eq!(
         get(&app, "/v2").await.json(),
-        json!({"name": "ortolan", "version": env!("CARGO_PKG_VERSION"), "extensions": ["binary_tensor_data"]})
+        json!({"name": "ortolan", "version": env!("CARGO_PKG_VERSION"), "extensions": ["binary_tensor_data", "classification", "model_configuration", "statistics", "model_repository(index)"]})
     );
     assert_eq!(get(&app, "/v2/health/live").await.json(), json!({"live": true}));
     assert_eq!(get(&app, "/v2/health/ready").await.json(), json!({"ready": true}));

@@ -265,7 +265,10 @@ async fn unknown_models_versions_and_routes_are_404() {
         "/v2/models/add/versions/2/ready",
         "/",
         "/v2/nothing",
-        "/v2/repository/index",
+        "/v2/repository/models/add/load",
+        "/v1/models/other",
+        "/v1/models/add/versions/2",
+        "/v1/models/other/metadata",
         "/v2/models/add/load",
         "/v2/systemsharedmemory/status",
         "/v2/logging",
@@ -292,6 +295,9 @@ async fn wrong_verbs_are_405_and_name_the_right_ones() {
         (Method::POST, "/v2/models/add", "GET,HEAD"),
         (Method::DELETE, "/v2", "GET,HEAD"),
         (Method::POST, "/v2/health/ready", "GET,HEAD"),
+        (Method::GET, "/v2/repository/index", "POST"),
+        (Method::PUT, "/v1/models/add:predict", "POST"),
+        (Method::PUT, "/v1/models/add", "GET,HEAD"),
     ] {
         let answer = call(&app, method.clone(), path).await;
         assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
@@ -331,7 +337,7 @@ impl HttpBody for Pieces {
 #[tokio::test]
 async fn encodings_that_are_not_read_are_415() {
     let app = app("add").await;
-    for encoding in ["gzip", "br", "nonsense"] {
+    for encoding in ["br", "gzip, gzip", "nonsense"] {
         let answer = infer(&app, "add", &[("content-encoding", encoding)], add(&[]).to_string()).await;
         assert_eq!(answer.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encoding}");
         assert!(answer.error().contains(encoding));
