@@ -7,6 +7,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -15,6 +16,7 @@ use humantime::Duration as HumanDuration;
 use ortolan_protocol::failure::{Failure, FailureReason};
 use ortolan_protocol::ports;
 
+use crate::access::Keys;
 use crate::batch::Limits;
 use crate::cpu;
 use crate::fetch::{Digest, Source};
@@ -70,6 +72,10 @@ pub struct ServeArguments {
     /// Ask Google's metadata service for the identity of this pod, where gs:// needs one
     #[arg(long, env = "ORTOLAN_CLOUD_IDENTITY")]
     pub cloud_identity: bool,
+    /// A folder with the SHA-256 of the API keys of clients, each a file (a mounted Secret); without it everybody may ask.
+    /// Changes count within seconds
+    #[arg(long, value_name = "DIR", env = "ORTOLAN_API_KEYS_DIR")]
+    pub api_keys_dir: Option<PathBuf>,
     /// The model's format; only onnx
     #[arg(long, default_value = "onnx", env = "ORTOLAN_FORMAT")]
     pub format: String,
@@ -97,6 +103,10 @@ pub struct ServeArguments {
     /// How long loading the fetched model and running it for the first time may take
     #[arg(long, value_name = "TIME", default_value = "4m", env = "ORTOLAN_LOAD_TIMEOUT")]
     pub load_timeout: HumanDuration,
+    /// Bytes for answers that are given again to requests with the very same inputs; 0: none. Not for models that answer
+    /// differently each time
+    #[arg(long, value_name = "BYTES", default_value = "0", env = "ORTOLAN_RESPONSE_CACHE")]
+    pub response_cache: ByteSize,
     /// The largest request body, over REST and gRPC alike
     #[arg(long, value_name = "BYTES", default_value = "64MiB", env = "ORTOLAN_MAX_REQUEST_BYTES")]
     pub max_request_bytes: ByteSize,
@@ -165,6 +175,10 @@ pub struct Config {
     pub owns_cache: bool,
     /// How requests become batches.
     pub batching: Limits,
+    /// The keys that clients must show.
+    pub keys: Option<Arc<Keys>>,
+    /// Bytes for answers that are given again; 0: none.
+    pub response_cache: usize,
     /// What clients may send.
     pub requests: RequestLimits,
     /// The CPUs that this process may use.
@@ -237,6 +251,8 @@ impl TryFrom<ServeArguments> for Config {
             cache_dir: arguments.cache_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("ortolan-models")),
             owns_cache: arguments.cache_dir.is_some(),
             batching: batching(&arguments)?,
+            keys: arguments.api_keys_dir.as_deref().map(Keys::read).transpose()?.map(Arc::new),
+            response_cache: size(arguments.response_cache),
             requests: requests(&arguments)?,
             cpus,
             threads: threads(arguments.threads, cpus)?,

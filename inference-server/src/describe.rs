@@ -75,6 +75,8 @@ pub fn statistics(server: &Server) -> ModelStatistics {
             compute_input: no_time(executed.requests),
             compute_infer: Some(StatisticDuration { count: executed.requests, ns: executed.request_nanoseconds }),
             compute_output: no_time(executed.requests),
+            cache_hit: total(counters.cache_hits.get()),
+            cache_miss: total(counters.cache_misses.get()),
         }),
         batch_stats: batch_stats.collect(),
     }

@@ -13,6 +13,8 @@ use tonic::{Code, Status};
 pub enum ErrorKind {
     /// The client sent what cannot be answered.
     InvalidArgument,
+    /// The client did not show a key that lets it in.
+    Unauthenticated,
     /// The model, version or route does not exist.
     NotFound,
     /// The route exists, but not for this verb.
@@ -90,6 +92,7 @@ impl ErrorKind {
     pub fn status(self) -> StatusCode {
         match self {
             Self::InvalidArgument => StatusCode::BAD_REQUEST,
+            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -105,6 +108,7 @@ impl ErrorKind {
     pub fn code(self) -> Code {
         match self {
             Self::InvalidArgument => Code::InvalidArgument,
+            Self::Unauthenticated => Code::Unauthenticated,
             Self::NotFound => Code::NotFound,
             Self::MethodNotAllowed | Self::UnsupportedEncoding => Code::Unimplemented,
             Self::TooLarge | Self::Overloaded => Code::ResourceExhausted,

@@ -7,6 +7,7 @@
 //! Deliberately not here: more than one model, loading on request, and anything that a client could use to make the server
 //! read or run something else.
 
+pub mod access;
 pub mod batch;
 pub mod body;
 mod cgroup;
@@ -28,6 +29,7 @@ pub mod memory;
 pub mod metrics;
 pub mod ops;
 pub mod request;
+pub mod response_cache;
 pub mod serving;
 pub mod stats;
 pub mod tensor;

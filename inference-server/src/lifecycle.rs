@@ -46,6 +46,9 @@ pub async fn run(config: Config, last_words: &Testament, started: Instant) -> Re
         ops: ops::app(Arc::clone(&server)),
     };
     let running = ports.serve(apps, &config);
+    if let Some(keys) = config.keys.clone() {
+        tokio::spawn(async move { keys.follow().await });
+    }
 
     let model = tokio::select! {
         biased;

@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::serving::Server;
+use crate::stats::Counters;
 
 /// The first bucket bound that is shown, 16 µs; below lies nothing that matters.
 const FIRST_SHOWN: u16 = 32;
@@ -43,6 +44,7 @@ impl Collector for View {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let stats = self.server.stats();
         requests(&mut encoder, &stats)?;
+        cache(&mut encoder, self.server.counters())?;
         batches(&mut encoder, &stats.batches)?;
         gauges(&mut encoder, &stats)?;
         histogram(
@@ -75,6 +77,15 @@ fn requests(encoder: &mut DescriptorEncoder, stats: &Stats) -> fmt::Result {
         "Rows that arrived in requests that fit the model, also where the queue was full",
         stats.rows_arrived,
     )
+}
+
+fn cache(encoder: &mut DescriptorEncoder, counters: &Counters) -> fmt::Result {
+    let help = "Requests that the response cache was asked for, by whether it had the answer";
+    let mut metric = encoder.encode_descriptor("response_cache_lookups", help, None, MetricType::Counter)?;
+    for (outcome, total) in [("hit", &counters.cache_hits), ("miss", &counters.cache_misses)] {
+        ConstCounter::new(total.get().0).encode(metric.encode_family(&[("outcome", outcome)])?)?;
+    }
+    Ok(())
 }
 
 fn batches(encoder: &mut DescriptorEncoder, cells: &[BatchCell]) -> fmt::Result {

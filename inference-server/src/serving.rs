@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use axum::http::HeaderMap;
 use ortolan_protocol::oip::{ModelMetadata, ServerMetadata};
 use ortolan_protocol::stats::{Phase, Stats};
 use tokio::sync::watch;
 
+use crate::access::Keys;
 use crate::batch::{Batcher, Request};
 use crate::body::UnderWay;
 use crate::config::{Config, RequestLimits};
@@ -16,6 +18,7 @@ use crate::cpu;
 use crate::engine::Signature;
 use crate::error::{Error, ErrorKind};
 use crate::request::Rules;
+use crate::response_cache::ResponseCache;
 use crate::stats::{Arrival, Counters};
 use crate::tensor::Tensor;
 
@@ -35,6 +38,8 @@ pub struct Server {
     bodies: Arc<UnderWay>,
     cpus: f64,
     counters: Arc<Counters>,
+    keys: Option<Arc<Keys>>,
+    cache: Option<ResponseCache>,
     instance: String,
     started: Instant,
     phase: AtomicU8,
@@ -69,6 +74,8 @@ impl Server {
             bodies: Arc::new(UnderWay::new(config.requests)),
             cpus: config.cpus,
             counters: Arc::new(Counters::default()),
+            keys: config.keys.clone(),
+            cache: (config.response_cache > 0).then(|| ResponseCache::new(config.response_cache)),
             instance: format!("{:016x}", RandomState::new().hash_one(0)),
             started,
             phase: AtomicU8::new(Phase::Fetching as u8),
@@ -97,6 +104,15 @@ impl Server {
     /// The requests' bodies that are coming in.
     pub fn bodies(&self) -> &Arc<UnderWay> {
         &self.bodies
+    }
+
+    /// Lets a request in by the key in its headers, where keys are wanted.
+    pub fn admit(&self, headers: &HeaderMap) -> Result<(), Error> {
+        let admitted = self.keys.as_ref().map_or(Ok(()), |keys| keys.check(headers));
+        if admitted.is_err() {
+            self.counters.arrive().finish(&admitted);
+        }
+        admitted
     }
 
     /// What is counted.
@@ -176,10 +192,23 @@ impl Server {
         }
     }
 
-    /// Runs a request that fits the model.
+    /// Runs a request that fits the model, or gives the answer that it had before.
     pub async fn infer(&self, model: &Model, request: Request, arrival: &Arrival) -> Result<Vec<Tensor>, Error> {
-        arrival.admit(request.rows);
-        model.batcher.run(request).await
+        let Some(cache) = &self.cache else { return run(model, request, arrival).await };
+        let started = Instant::now();
+        match cache.get(&request) {
+            Ok(answer) => {
+                self.counters.cache_hits.record(started.elapsed());
+                Ok(answer)
+            }
+            Err(key) => {
+                let answer = run(model, request, arrival).await?;
+                let kept = Instant::now();
+                cache.put(key, &answer);
+                self.counters.cache_misses.record(kept.elapsed());
+                Ok(answer)
+            }
+        }
     }
 
     /// Name, version and extensions.
@@ -231,6 +260,12 @@ impl Server {
         let advance = |current| (current != Phase::Draining as u8).then_some(phase as u8);
         let _ = self.phase.fetch_update(Ordering::AcqRel, Ordering::Acquire, advance);
     }
+}
+
+/// What the cache answers needs no capacity, and so is not among the rows that arrived.
+async fn run(model: &Model, request: Request, arrival: &Arrival) -> Result<Vec<Tensor>, Error> {
+    arrival.admit(request.rows);
+    model.batcher.run(request).await
 }
 
 impl Model {

@@ -31,6 +31,10 @@ pub struct Counters {
     pub latency: Durations,
     /// From entering the queue to execution.
     pub queue_wait: Durations,
+    /// Requests that were answered from the cache, and how long it took to look.
+    pub cache_hits: Total,
+    /// Requests that were not, and how long it took to keep their answers.
+    pub cache_misses: Total,
     unsuccessful_nanoseconds: AtomicU64,
     executed: Mutex<Executed>,
     /// Behind a lock, so that the numbers of a cell belong together; only the worker writes, once a batch.
@@ -51,6 +55,8 @@ impl Default for Counters {
             queued_rows: AtomicU64::default(),
             latency: Durations::default(),
             queue_wait: Durations::default(),
+            cache_hits: Total::default(),
+            cache_misses: Total::default(),
             unsuccessful_nanoseconds: AtomicU64::default(),
             executed: Mutex::default(),
             batches: Mutex::new([Cell::default(); CELLS]),
@@ -211,6 +217,7 @@ impl Arrival {
             ErrorKind::DeadlineExceeded => (&counters.expired, false),
             ErrorKind::Internal => (&counters.failed, false),
             ErrorKind::InvalidArgument
+            | ErrorKind::Unauthenticated
             | ErrorKind::NotFound
             | ErrorKind::MethodNotAllowed
             | ErrorKind::TooLarge
@@ -229,6 +236,27 @@ impl Drop for Arrival {
         if self.is_open {
             increment(&self.counters.expired, 1);
         }
+    }
+}
+
+/// A number of durations and their sum, which many threads write.
+#[derive(Default)]
+pub struct Total {
+    count: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+impl Total {
+    /// Adds one.
+    pub fn record(&self, duration: Duration) {
+        increment(&self.count, 1);
+        increment(&self.nanoseconds, nanoseconds(duration));
+    }
+
+    /// How many there are, and their sum.
+    pub fn get(&self) -> (u64, Duration) {
+        let nanoseconds = self.nanoseconds.load(Ordering::Relaxed);
+        (self.count.load(Ordering::Relaxed), Duration::from_nanos(nanoseconds))
     }
 }
 

@@ -15,7 +15,7 @@ compile_error!("elements are passed between wire and memory as they are, which n
 pub type Shape = SmallVec<[usize; 4]>;
 
 /// A tensor with its elements.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tensor {
     /// The type of the elements.
     pub datatype: Datatype,
@@ -26,7 +26,7 @@ pub struct Tensor {
 }
 
 /// The elements of a tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Data {
     /// Elements of fixed size, in little-endian byte order.
     Fixed(Bytes),

@@ -11,10 +11,11 @@ import time
 
 import pytest
 
-from harness.chaos import SteadyLoad, Untouched, check_children, cluster, operator_processes
+from harness.chaos import SteadyLoad, Untouched, another_address, check_children, cluster, operator_processes
 from harness.helm import CHART, helm
 from harness.kube import KubectlError, Namespace, check_operator_log, kubectl, manifest, wait_for
 from harness.load import failures
+from harness.operator import rolled_out
 from test_chart import by_kubectl_afterwards, install_by_kubectl  # noqa: F401 (the first is a fixture)
 
 pytestmark = pytest.mark.chaos
@@ -22,6 +23,8 @@ BODY = json.dumps({"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1
 SYSTEM = Namespace("ortolan-system")
 OPERATOR = ("--selector", "app.kubernetes.io/name=ortolan")
 KILLS = 100
+# Seconds for which clients are watched that come when the lost servers are out of the Service.
+NEWCOMERS = 15
 # Until a node whose kubelet says nothing is NotReady (12 s), looked at every 2 s, and its pods are out of every packet filter.
 NOTICED = 20
 WAIT = ("--wait", "--timeout", "120s")
@@ -31,7 +34,7 @@ WAIT = ("--wait", "--timeout", "120s")
 def operator_afterwards():
     """The operator is well again after each test, and was refused nothing as far as its log reaches."""
     yield
-    SYSTEM.kubectl("rollout", "status", "deployment/ortolan", "--timeout=90s", timeout=100)
+    rolled_out()
 
 
 def servers_by_node(namespace: Namespace) -> dict[str, int]:
@@ -203,6 +206,10 @@ def test_a_lost_node_costs_requests_only_until_kubernetes_notices_and_its_server
             wait_for("two servers on the other node", lambda: servers_by_node(namespace).get("node-0") == 2, 60)
             wait_for("the status counts both", lambda: ready(namespace) == 2, 15)
             print(f"two servers elsewhere after {time.time() - lost:.1f} s")
+            with another_address() as address:
+                newcomers = SteadyLoad(namespace, "digits", BODY, rate=40, source=address)
+                time.sleep(NEWCOMERS)  # how long they are watched
+                newcomers.end_without_failures()
         finally:
             returned = time.time()
             cluster(*restore)
@@ -238,11 +245,11 @@ def tell_what_was_lost(answers: dict, lost: float, returned: float) -> None:
     # one is given up by its client only when a request on it has timed out.
     failed = [answer for answer in answers["new"] if answer.code != 200]
     assert len(failed) <= 20 * NOTICED * 0.65
-    # Afterwards, one in fifty or so still ended at "no route to host", which is not explained yet: perhaps its port was that
-    # of an earlier attempt whose translation to a lost server the kernel keeps for two minutes. Half of them would fail if
-    # the lost servers were still in the Service.
+    # Of the clients that tried before, some still meet the dead: the kernel keeps the way of an attempt that nobody answered for
+    # two minutes, and a new connection that happens on the same port takes it. Clients that come now do not (see above).
     later = [answer.code for answer in answers["new"] if lost + NOTICED < answer.sent < returned]
-    assert sum(code != 200 for code in later) <= len(later) / 10, "the lost servers are out of the Service"
+    print(f"after the loss was noticed {sum(code != 200 for code in later)} of {len(later)} of the old clients' requests failed")
+    assert sum(code != 200 for code in later) <= len(later) / 20, "the lost servers are out of the Service"
 
 
 def test_an_operator_killed_a_hundred_times_is_not_noticed(namespace, store, digits):

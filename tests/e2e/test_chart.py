@@ -9,7 +9,7 @@ import pytest
 from harness.helm import CHART, HelmError, helm, installed
 from harness.kube import KubectlError, kubectl, manifest, wait_for
 from harness.load import Load, failures
-from harness.operator import SYSTEM, operators
+from harness.operator import SYSTEM, operators, rolled_out
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CRD = "modeldeployments.ortolan.dev"
@@ -28,7 +28,7 @@ def by_kubectl_afterwards():
 
 def install_by_kubectl(*options: str) -> None:
     kubectl("apply", "-k", str(ROOT / "deploy"), *options)
-    SYSTEM.kubectl("rollout", "status", "deployment/ortolan", "--timeout=60s", timeout=70)
+    rolled_out()
 
 
 def operator() -> tuple[set[str], list[str]]:

@@ -4,7 +4,7 @@ import json
 import time
 
 from harness.kube import check_operator_log, kubectl, manifest, wait_for
-from harness.operator import SYSTEM, ask, leader, operators
+from harness.operator import SYSTEM, ask, leader, operators, rolled_out
 
 
 def test_health_and_metrics_are_served(namespace, store, digits):
@@ -55,7 +55,7 @@ def test_a_killed_operator_comes_back_and_changes_nothing(namespace, store, digi
     check_operator_log()
     SYSTEM.kubectl("delete", "pod", old, "--grace-period=0", "--force")
     wait_for("another leader", lambda: leader() and leader()["metadata"]["name"] != old, 30)
-    SYSTEM.kubectl("rollout", "status", "deployment/ortolan", "--timeout=60s", timeout=70)
+    rolled_out()
     namespace.kubectl("scale", "modeldeployment", "digits", "--replicas=3")
     namespace.wait_served("digits")
     after = [pod["metadata"]["uid"] for pod in namespace.pods("digits")]
@@ -68,5 +68,5 @@ def test_the_operator_ends_cleanly_when_told_to():
     started = time.monotonic()
     SYSTEM.kubectl("delete", "pod", name, timeout=60)
     print(f"\nthe operator was gone {time.monotonic() - started:.1f} s after it was told to stop")
-    SYSTEM.kubectl("rollout", "status", "deployment/ortolan", "--timeout=60s", timeout=70)
+    rolled_out()
     assert time.monotonic() - started < 25

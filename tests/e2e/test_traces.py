@@ -8,7 +8,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from harness.kube import manifest, wait_for
 from harness.models import HOST
-from harness.operator import SYSTEM
+from harness.operator import SYSTEM, rolled_out
 
 VERBS = {"observe", "decide", "render", "apply", "report"}
 
@@ -59,7 +59,7 @@ def receiver():
 
 def set_endpoint(change: str) -> None:
     SYSTEM.kubectl("set", "env", "deployment/ortolan", change)
-    SYSTEM.kubectl("rollout", "status", "deployment/ortolan", "--timeout=60s", timeout=70)
+    rolled_out()
 
 
 def test_a_reconcile_is_a_trace_of_five_verbs_and_their_requests(namespace, store, digits, receiver):

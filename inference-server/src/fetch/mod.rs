@@ -121,7 +121,7 @@ fn too_large(max_bytes: u64) -> Failure {
     failure(FailureReason::ModelTooLarge, &format!("the model is larger than the {max_bytes} bytes that are allowed"))
 }
 
-fn hex(hash: Sha256) -> String {
+pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");

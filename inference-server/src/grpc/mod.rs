@@ -15,7 +15,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request as HttpRequest, State};
 use axum::http::HeaderValue;
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::Response as HttpResponse;
 use futures_util::Stream;
 use http_body_util::BodyExt;
@@ -61,7 +61,8 @@ pub fn app<H: Health>(server: Arc<Server>, health: HealthServer<H>) -> Router {
         .prepare()
         .into_axum_router()
         .layer(middleware::map_response_with_state(Arc::clone(&server), name_too_large))
-        .layer(middleware::map_request_with_state(server, bound))
+        .layer(middleware::map_request_with_state(Arc::clone(&server), bound))
+        .layer(middleware::from_fn_with_state(server, admit))
 }
 
 /// What tells clients such as grpcurl which calls there are, in both versions of that protocol.
@@ -78,6 +79,16 @@ fn with_reflection(routes: Routes) -> Routes {
             routes
         }
     }
+}
+
+/// Health is told to everybody, as over REST.
+async fn admit(State(server): State<Arc<Server>>, request: HttpRequest, next: Next) -> HttpResponse {
+    if !request.uri().path().starts_with("/grpc.health.v1.Health/")
+        && let Err(error) = server.admit(request.headers())
+    {
+        return Status::from(error).into_http();
+    }
+    next.run(request).await
 }
 
 /// Puts a body under the limits of all bodies. One that breaks them never becomes a call, and is counted here.

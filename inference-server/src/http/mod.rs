@@ -13,7 +13,7 @@ mod tensorflow;
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
-use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, Version};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -60,8 +60,17 @@ pub fn app(server: Arc<Server>) -> Router {
         )
         // What it does not know is left for the handlers to refuse.
         .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
+        .layer(middleware::from_fn_with_state(Arc::clone(&server), admit))
         .layer(middleware::from_fn_with_state(Arc::clone(&server), say_goodbye))
         .with_state(server)
+}
+
+/// Health is told to everybody: whoever watches a server need not be able to use it.
+async fn admit(State(server): Shared, request: Request, next: Next) -> Result<Response, Error> {
+    if !request.uri().path().starts_with("/v2/health/") {
+        server.admit(request.headers())?;
+    }
+    Ok(next.run(request).await)
 }
 
 /// Asks clients to leave while the server drains. HTTP/2 has its own way to say it.
@@ -79,6 +88,9 @@ impl IntoResponse for Error {
         let mut response = (self.kind().status(), Json(ErrorBody { error: self.message().into() })).into_response();
         if let Some(verbs) = self.allowed() {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(verbs));
+        }
+        if self.kind() == ErrorKind::Unauthenticated {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.kind().is_worth_retrying() {
             response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);

@@ -426,6 +426,12 @@ pub struct InferStatistics {
     /// Part of compute_infer here.
     #[prost(message, optional, tag = "6")]
     pub compute_output: ::core::option::Option<StatisticDuration>,
+    /// Requests that the response cache answered.
+    #[prost(message, optional, tag = "7")]
+    pub cache_hit: ::core::option::Option<StatisticDuration>,
+    /// Requests that it did not, and how long it took to keep their answers.
+    #[prost(message, optional, tag = "8")]
+    pub cache_miss: ::core::option::Option<StatisticDuration>,
 }
 #[allow(clippy::all)]
 #[derive(serde::Serialize)]

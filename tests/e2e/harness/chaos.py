@@ -1,8 +1,10 @@
 """Ways to take a cluster apart, and load that notices."""
 
+import contextlib
 import pathlib
 import subprocess
 import time
+from collections.abc import Iterator
 
 from harness.kube import Namespace, wait_for
 from harness.load import Answer, Load, failures
@@ -31,12 +33,13 @@ def operator_processes() -> dict[int, str]:
 
 
 class SteadyLoad:
-    """Load on a model by both kinds of clients: a new connection for each request, and kept ones."""
+    """Load on a model by both kinds of clients: a new connection for each request, and kept ones. `source`: the address of this
+    machine from which they come."""
 
-    def __init__(self, namespace: Namespace, name: str, body: bytes, rate: int = 20):
+    def __init__(self, namespace: Namespace, name: str, body: bytes, rate: int = 20, source: str = "0.0.0.0"):
         url = f"http://{namespace.address(name)}/v2/models/{name}/infer"
         self.started = time.time()
-        self.loads = {kind: Load(url, body, rate, 900, kept=kind == "kept") for kind in ("new", "kept")}
+        self.loads = {kind: Load(url, body, rate, 900, kept=kind == "kept", source=source) for kind in ("new", "kept")}
 
     def end(self) -> dict[str, list[Answer]]:
         """Stops; all answers by the kind of connection."""
@@ -51,6 +54,17 @@ class SteadyLoad:
             print(f"{len(answers)} requests over {kind} connections in {seconds:.0f} s, failed: {failures(answers) or 'none'}")
             assert len(answers) > seconds * 5, "the load was not steady"
             assert failures(answers) == []
+
+
+@contextlib.contextmanager
+def another_address() -> Iterator[str]:
+    """An address of this machine that nobody has used yet."""
+    address = "10.246.0.1"
+    subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+    try:
+        yield address
+    finally:
+        subprocess.run(["ip", "address", "del", f"{address}/32", "dev", "lo"], check=True)
 
 
 class Untouched:

@@ -28,7 +28,7 @@ class Load:
     connections all the same, as most clients do, for what only they would notice.
     """
 
-    def __init__(self, url: str, body: bytes, rate: int, seconds: int, kept: bool = False, timeout: int = 20):
+    def __init__(self, url: str, body: bytes, rate: int, seconds: int, kept: bool = False, timeout: int = 20, source: str = "0.0.0.0"):
         self.folder = tempfile.TemporaryDirectory()
         folder = pathlib.Path(self.folder.name)
         (folder / "body").write_bytes(body)
@@ -38,7 +38,7 @@ class Load:
             [
                 os.environ["VEGETA"], "attack", "-targets", str(folder / "target"), "-rate", f"{rate}/s",
                 "-duration", f"{seconds}s", "-timeout", f"{timeout}s", f"-keepalive={str(kept).lower()}",
-                "-output", str(self.results),
+                "-laddr", source, "-output", str(self.results),
             ]
         )
 

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from harness.kube import KubectlError, Namespace, kubectl
+from harness.kube import KubectlError, Namespace, kubectl, wait_for
 
 SYSTEM = Namespace("ortolan-system")
 SELECTOR = ("--selector", "app.kubernetes.io/name=ortolan")
@@ -26,6 +26,14 @@ def leader() -> dict:
     """The pod that leads; empty while none does."""
     name = holder().partition("_")[0]
     return next((pod for pod in operators() if pod["metadata"]["name"] == name), {})
+
+
+def rolled_out() -> None:
+    """Waits until the Deployment of the operator is as it was last asked for, and one of its pods leads. `kubectl rollout status`
+    does not count pods that are on their way out, and such a one may still lead, and reconcile, until its kubelet stops it."""
+    SYSTEM.kubectl("rollout", "status", "deployment/ortolan", "--timeout=90s", timeout=100)
+    wait_for("the operators of before are gone", lambda: len(SYSTEM.items("pods", *SELECTOR)) == len(operators()), 60)
+    wait_for("one of the operators leads", leader, 30)
 
 
 def ask(path: str, pod: dict | None = None) -> str:
