@@ -42,8 +42,10 @@ impl std::fmt::Debug for Keys {
 impl Keys {
     /// Reads the hashes in a folder: in each file one a line, 64 hexadecimal digits.
     pub fn read(folder: &Path) -> Result<Self, Failure> {
-        let invalid =
-            |message| Failure { reason: FailureReason::ConfigInvalid, message: format!("--api-keys-dir: {message}") };
+        let invalid = |message| Failure {
+            reason: FailureReason::ApiKeysInvalid,
+            message: format!("the API keys cannot be used: {message}"),
+        };
         let accepted = hashes(folder).map_err(invalid)?;
         if accepted.is_empty() {
             return Err(invalid("there is no key in the folder; expected a file with the SHA-256 of one".to_owned()));
@@ -220,7 +222,7 @@ mod tests {
         ] {
             let folder = folder(&files);
             let failure = Keys::read(folder.path()).unwrap_err();
-            assert_eq!(failure.reason, FailureReason::ConfigInvalid);
+            assert_eq!(failure.reason, FailureReason::ApiKeysInvalid);
             assert!(failure.message.contains(words) && !failure.message.contains("hunter2"), "{}", failure.message);
             assert!(!failure.message.contains(folder.path().to_str().unwrap()));
         }

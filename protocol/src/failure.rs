@@ -73,6 +73,8 @@ pub enum FailureReason {
     OutOfMemory,
     /// Loading the model, or running it for the first time, took longer than it may.
     LoadTimedOut,
+    /// The API keys of clients cannot be used: there is none, or something else than a SHA-256 stands there.
+    ApiKeysInvalid,
     /// The settings cannot be met: ports, threads, batching.
     ConfigInvalid,
     /// Anything else; the message says what.
@@ -120,6 +122,7 @@ impl FailureReason {
             Self::ExternalDataMissing => "ExternalDataMissing",
             Self::OutOfMemory => "OutOfMemory",
             Self::LoadTimedOut => "LoadTimedOut",
+            Self::ApiKeysInvalid => "ApiKeysInvalid",
             Self::ConfigInvalid => "ConfigInvalid",
             Self::Internal => "Internal",
         }

@@ -157,7 +157,11 @@ impl Format {
 /// How one inference server runs.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(cel)]
+#[x_kube(
+    cel,
+    validation = Rule::new("!has(self.responseCache) || !has(self.resources) || !has(self.resources.limits) || !has(self.resources.limits.memory) || quantity(string(self.responseCache)).isLessThan(quantity(string(self.resources.limits.memory)))")
+        .message("responseCache must be below resources.limits.memory, which it is part of")
+)]
 pub struct Server {
     /// What the server's container asks for and may use.
     #[serde(default)]
@@ -181,6 +185,19 @@ pub struct Server {
     #[x_kube(validation = Rule::new("self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
         .message("serviceAccountName must be a ServiceAccount's name: a-z, 0-9, '-' and '.'"))]
     pub service_account_name: Option<String>,
+    /// Memory for answers, as in `64Mi`: a request with exactly the same inputs as one before is given its answer again, and the
+    /// model does not run. Part of `resources.limits.memory`. Without it the model runs for every request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('64Ki')) >= 0 && quantity(string(self)).compareTo(quantity('1Ti')) <= 0")
+        .message("responseCache must be a quantity from 64Ki to 1Ti such as 64Mi"))]
+    pub response_cache: Option<Quantity>,
+    /// A Secret in the same namespace whose values are SHA-256 sums of API keys, in hexadecimal, one a line. Requests without one
+    /// of these keys (`Authorization: Bearer KEY` or `x-api-key: KEY`) are refused, but for those about health. Mounted
+    /// into the pods; the operator never reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
+        .message("apiKeysSecret must be a Secret's name: a-z, 0-9, '-' and '.'"))]
+    pub api_keys_secret: Option<String>,
 }
 
 /// What a container asks for and may use.

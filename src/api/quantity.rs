@@ -22,6 +22,13 @@ impl Quantity {
             _ => false,
         }
     }
+
+    /// The amount as a number of bytes, at most 1 PiB; `None` where the text is no such amount.
+    pub fn bytes(&self) -> Option<u64> {
+        let bytes = ParsedQuantity::try_from(self.0.as_str()).ok()?.to_bytes_f64()?;
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // between 1 and 2^50
+        (1.0..=1_125_899_906_842_624.0).contains(&bytes).then_some(bytes as u64)
+    }
 }
 
 impl<'de> Deserialize<'de> for Quantity {
@@ -52,6 +59,17 @@ impl JsonSchema for Quantity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_of_what_is_an_amount_of_memory() {
+        let bytes = |text: &str| Quantity(text.to_owned()).bytes();
+        for (text, expected) in [("64Mi", 64 << 20), ("1.5Gi", 3 << 29), ("1M", 1_000_000), ("12", 12), ("1e3", 1000)] {
+            assert_eq!(bytes(text), Some(expected), "{text}");
+        }
+        for text in ["", "much", "-1", "0", "1m", "2Pi", "64 Mi"] {
+            assert_eq!(bytes(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn the_same_amount_has_several_spellings() {

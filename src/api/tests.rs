@@ -35,6 +35,7 @@ fn the_specs_of_the_readme_pass() {
         json!({"model": {"uri": "s3://models/digits/3/model v2.onnx", "credentialsSecret": "models-s3", "version": "3"}}),
         json!({"model": {"uri": "gs://models/m.onnx"}, "server": {"serviceAccountName": "models.reader"}}),
         json!({"model": {"uri": "az://models/m.onnx", "credentialsSecret": "models-az"}}),
+        json!({"model": {"uri": "az://models/m.onnx"}, "server": {"apiKeysSecret": "clients", "responseCache": "64Mi"}}),
         json!({"model": {"uri": "https://models.example.org/m.onnx", "credentialsSecret": "token"}}),
         json!({
             "model": {"uri": "http://models.ml.svc:8000/digits.onnx?version=3"},
@@ -87,6 +88,13 @@ fn what_is_refused_says_what_was_expected() {
         ),
         (with("model.version", json!("a b")), "version must be 1 to 63"),
         (with("server", json!({"serviceAccountName": "-"})), "serviceAccountName must be a ServiceAccount's name"),
+        (with("server", json!({"apiKeysSecret": "Keys"})), "apiKeysSecret must be a Secret's name"),
+        (with("server", json!({"responseCache": "much"})), "responseCache must be a quantity from 64Ki to 1Ti"),
+        (with("server", json!({"responseCache": 0})), "responseCache must be a quantity from 64Ki to 1Ti"),
+        (
+            with("server", json!({"responseCache": "1Gi", "resources": {"limits": {"memory": "1024Mi"}}})),
+            "responseCache must be below resources.limits.memory",
+        ),
         (with("model.sha256", json!("abc")), "64 lower-case hexadecimal digits"),
         (with("model.sha256", json!("A".repeat(64))), "64 lower-case hexadecimal digits"),
         (with("server.batching.maxDelay", json!("fast")), "maxDelay must be a duration"),

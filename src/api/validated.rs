@@ -10,7 +10,7 @@ use kube::{Resource, ResourceExt};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Model, ModelDeployment, ModelDeploymentSpec, Quantile, Scaling, Scheduling, Server};
+use super::{Model, ModelDeployment, ModelDeploymentSpec, Quantile, Quantity, Scaling, Scheduling, Server};
 
 /// A field that does not hold what it must. The message names the field, what was expected and what came.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -21,6 +21,14 @@ pub enum InvalidSpec {
     /// A duration that is none.
     #[error("{field} must be a duration such as 50ms or 2s, but is {value:?}")]
     Duration {
+        /// The path of the field.
+        field: &'static str,
+        /// What stands there.
+        value: String,
+    },
+    /// An amount of memory that is none.
+    #[error("{field} must be a quantity such as 64Mi, but is {value:?}")]
+    Memory {
         /// The path of the field.
         field: &'static str,
         /// What stands there.
@@ -87,6 +95,11 @@ impl RevisionSpec {
         Source::parse(&spec.model.uri)?;
         parse_duration(MAX_DELAY, &spec.server.batching.max_delay)?;
         spec.server.load_timeout.as_ref().map(|text| parse_duration("spec.server.loadTimeout", text)).transpose()?;
+        spec.server
+            .response_cache
+            .as_ref()
+            .map(|amount| parse_memory("spec.server.responseCache", amount))
+            .transpose()?;
         Ok(Self { model: spec.model.clone(), server: spec.server.clone(), scheduling: spec.scheduling.clone() })
     }
 
@@ -234,6 +247,11 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// Parses an amount of memory, in bytes.
+fn parse_memory(field: &'static str, amount: &Quantity) -> Result<u64, InvalidSpec> {
+    amount.bytes().ok_or_else(|| InvalidSpec::Memory { field, value: amount.0.clone() })
 }
 
 /// Parses a number with one unit of `ms`, `s`, `m`.

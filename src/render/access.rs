@@ -1,5 +1,5 @@
-//! What a pod is given besides its settings: the volumes with the model, its credentials and its digest lock, and the
-//! identity that it runs as.
+//! What a pod is given besides its settings: the volumes with the model, its credentials, the API keys and the digest lock, and
+//! the identity that it runs as.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +17,8 @@ use crate::api::{
 pub(super) const MODEL_VOLUME: &str = "/model";
 /// Where the keys of the credentials Secret are mounted.
 const CREDENTIALS: &str = "/credentials";
+/// Where the hashes of API keys are mounted.
+const API_KEYS: &str = "/api-keys";
 /// Where the digest lock is mounted.
 const LOCK: &str = "/lock";
 /// Readable by the server's group alone.
@@ -43,18 +45,13 @@ impl Mounted {
 pub(super) fn volumes(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: &Source) -> Vec<Mounted> {
     let mut mounted = Vec::new();
     mounted.extend(model_volume(source).map(|volume| Mounted { volume, path: MODEL_VOLUME }));
-    if let Some(secret) = &snapshot.spec.model.credentials_secret {
-        // All keys, each a file: a Secret that is rotated reaches the pod, and which keys there are is for the server to say.
-        let volume = Volume {
-            name: "credentials".to_owned(),
-            secret: Some(SecretVolumeSource {
-                secret_name: Some(secret.clone()),
-                default_mode: Some(SECRET_MODE),
-                ..SecretVolumeSource::default()
-            }),
-            ..Volume::default()
-        };
-        mounted.push(Mounted { volume, path: CREDENTIALS });
+    let spec = &snapshot.spec;
+    let secrets = [
+        ("credentials", CREDENTIALS, &spec.model.credentials_secret),
+        ("api-keys", API_KEYS, &spec.server.api_keys_secret),
+    ];
+    for (name, path, secret) in secrets {
+        mounted.extend(secret.as_ref().map(|secret| Mounted { volume: secret_volume(name, secret), path }));
     }
     if snapshot.is_locked() {
         let volume = Volume {
@@ -72,11 +69,27 @@ pub(super) fn volumes(model: &DesiredModel, revision: &str, snapshot: &Snapshot,
     mounted
 }
 
+/// All keys of a Secret, each a file: one that is rotated reaches the pod, and which keys there are is for the server to say.
+fn secret_volume(name: &str, secret: &str) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret.to_owned()),
+            default_mode: Some(SECRET_MODE),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
 /// The server's arguments about them.
 pub(super) fn arguments(snapshot: &Snapshot, source: &Source) -> Vec<String> {
     let mut arguments = Vec::new();
     if snapshot.spec.model.credentials_secret.is_some() {
         arguments.push(format!("--credentials-dir={CREDENTIALS}"));
+    }
+    if snapshot.spec.server.api_keys_secret.is_some() {
+        arguments.push(format!("--api-keys-dir={API_KEYS}"));
     }
     if snapshot.is_locked() {
         arguments.push(format!("--lock-file={LOCK}/{}", lock::KEY));

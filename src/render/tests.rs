@@ -98,6 +98,22 @@ fn a_model_in_an_object_store_with_its_credentials() {
 }
 
 #[test]
+fn a_server_with_api_keys_and_a_response_cache() {
+    let pod =
+        pod("{model: {uri: 'https://h/m.onnx'}, server: {apiKeysSecret: keys, responseCache: 1.5Mi}}").spec.unwrap();
+    let volume = pod.volumes.unwrap().into_iter().find(|volume| volume.name == "api-keys").unwrap();
+    assert_eq!(volume.secret.unwrap().secret_name.as_deref(), Some("keys"));
+    let container = &pod.containers[0];
+    let arguments = container.args.clone().unwrap();
+    for argument in ["--api-keys-dir=/api-keys", "--response-cache=1572864"] {
+        assert!(arguments.contains(&argument.to_owned()), "{arguments:?}");
+    }
+    let mounts = container.volume_mounts.as_ref().unwrap();
+    let mount = mounts.iter().find(|mount| mount.name == "api-keys").unwrap();
+    assert_eq!((&*mount.mount_path, mount.read_only), ("/api-keys", Some(true)));
+}
+
+#[test]
 fn the_identity_of_a_cloud_comes_by_a_service_account_and_never_by_its_kubernetes_token() {
     let spec = |uri: &str| format!("{{model: {{uri: '{uri}'}}, server: {{serviceAccountName: reader}}}}");
     for (uri, label, flag) in [

@@ -108,7 +108,7 @@ def test_the_admission_policy_looks_at_every_way_to_name_something():
     (rule,) = spec["matchConstraints"]["resourceRules"]
     assert (rule["resources"], rule["operations"]) == (["modeldeployments"], ["CREATE", "UPDATE"])
     assert spec["failurePolicy"] == "Fail"
-    assert [validation["reason"] for validation in spec["validations"]] == ["Forbidden"] * 4
+    assert [validation["reason"] for validation in spec["validations"]] == ["Forbidden"] * 5
     words = " ".join(validation["expression"] for validation in spec["validations"])
     for resource in ["secrets", "persistentvolumeclaims", "configmaps", "serviceaccounts"]:
         assert f"resource('{resource}')" in words

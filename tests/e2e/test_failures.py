@@ -65,7 +65,7 @@ def check_cases(namespace, cases: list[Case]) -> None:
 def test_every_way_to_fail_says_why_and_harms_nobody(namespace, sabotage, store, digits):
     for name in ("healthy", "stable"):
         namespace.apply(manifest(name, store.add(f"{name}.onnx", digits)))
-    cases = failures.said_by_servers(store, digits) + failures.seen_from_outside(namespace, store, sabotage)
+    cases = failures.said_by_servers(namespace, store, digits) + failures.seen_from_outside(namespace, store, sabotage)
     for name in ("healthy", "stable"):
         namespace.wait_served(name)
     unhurt = {name: servers(namespace, name) for name in ("healthy", "stable")}

@@ -38,6 +38,7 @@ const fn advice(reason: FailureReason) -> Option<&'static str> {
         FailureReason::SourceNotFound => Some("Put the model there, or change spec.model.uri"),
         FailureReason::SourceForbidden => Some("Let it be read from there, or change spec.model.uri"),
         FailureReason::CredentialsInvalid => Some("Put the Secret right that spec.model.credentialsSecret names"),
+        FailureReason::ApiKeysInvalid => Some("Put the Secret right that spec.server.apiKeysSecret names"),
         FailureReason::ModelTooLarge => Some("Serve a smaller model"),
         FailureReason::DigestMismatch => {
             Some("Put the right file back, or set spec.model.sha256 to the one that is meant")

@@ -35,7 +35,7 @@ class Case:
         return self.manifest["metadata"]["name"]
 
 
-def said_by_servers(store: ModelStore, digits: bytes) -> list[Case]:
+def said_by_servers(namespace: Namespace, store: ModelStore, digits: bytes) -> list[Case]:
     """What the server itself finds out."""
     good = store.add("good.onnx", digits)
     store.answers = {"forbidden.onnx": 403, "broken.onnx": 503}
@@ -44,6 +44,7 @@ def said_by_servers(store: ModelStore, digits: bytes) -> list[Case]:
     # About 40 MiB: beside some 40 MiB of the server's own it fits into 96 MiB, and its copy while it is loaded does not.
     large = store.add("large.onnx", heavy(3200, 1))
     memory = lambda limit: {"resources": {"requests": {"memory": "16Mi"}, "limits": {"memory": limit}}}
+    namespace.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "clear"}, "stringData": {"team": "hushhush"}})
     stalled = {"stalled": True, "loops": True}
     return [
         Case(manifest("unreachable", f"http://{HOST}:9/m.onnx"), "SourceUnreachable"),
@@ -57,6 +58,7 @@ def said_by_servers(store: ModelStore, digits: bytes) -> list[Case]:
         Case(manifest("opset", uris["opset"]), "ModelUnsupported", **stalled),
         Case(manifest("external", uris["external"]), "ExternalDataMissing", **stalled),
         Case(manifest("endless", uris["endless"], server={"loadTimeout": "2s"}), "LoadTimedOut", **stalled),
+        Case(manifest("clear-keys", good, server={"apiKeysSecret": "clear"}), "ApiKeysInvalid", **stalled),
         Case(manifest("too-large", large, server=memory("64Mi")), "OutOfMemory", **stalled),
         Case(manifest("killed", large, server=memory("96Mi")), "OutOfMemory", **stalled),
     ]
@@ -166,7 +168,9 @@ def compare(found: dict[str, list[str]]) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(yaml.safe_dump(golden | found, width=1000, sort_keys=True))
         return
-    different = {name: {"golden": golden.get(name), "found": lines} for name, lines in found.items() if golden.get(name) != lines}
+    # A kubelet forgets why it evicted a server that was quick to leave: what is said of that has two forms.
+    known = lambda name: [golden.get(name), golden.get(f"{name}, or")]
+    different = {name: {"golden": known(name), "found": lines} for name, lines in found.items() if lines not in known(name)}
     assert not different, yaml.safe_dump(different, width=1000)
 
 
