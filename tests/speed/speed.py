@@ -1,0 +1,138 @@
+"""How fast the inference server is beside ONNX Runtime alone and beside other servers: see --help and tests/speed/run."""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import onnxruntime
+
+import models
+import report
+from load import Measured, Request, goodput, measure
+from servers import SERVER_CPU, Server
+
+SERVERS = ["ortolan", "mlserver", "kserve"]
+CONNECTIONS = [1, 8, 64]
+MULTIPLES = [0.5, 1, 1.5, 2, 3]
+DEADLINE = 0.05
+TOKENS = 32
+
+
+def say(text: str):
+    print(f"speed: {text}", file=sys.stderr, flush=True)
+
+
+def raw(path: pathlib.Path, rows: list[int], seconds: float = 1, length: int = TOKENS) -> dict:
+    """ONNX Runtime alone, on the server's processor: the median seconds of a run by rows, and those of making the session."""
+    command = ["taskset", "--cpu-list", SERVER_CPU, os.environ["RAW"], str(path), "--rows", ",".join(map(str, rows)),
+               "--length", str(length), "--seconds", str(seconds)]  # fmt: skip
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {"session": found["session"], "medians": {int(rows): seconds for rows, seconds in found["medians"].items()}}
+
+
+def request_to(name: str, path: pathlib.Path, values: np.ndarray, timeout: float | None = None) -> Request:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (tensor,) = session.get_inputs()
+    (answer,) = session.run(["y"], {tensor.name: values})
+    return Request(name, tensor.name, values, answer, timeout)
+
+
+def middle(found: list[Measured]) -> Measured:
+    """The medians of all rounds, each figure by itself."""
+    return Measured(*(statistics.median(getattr(one, name) for one in found) for name in ("rate", "p50", "p99", "cpu")))
+
+
+def small(options, folder: pathlib.Path) -> dict:
+    """A model that costs next to nothing: what the way to it and back costs."""
+    path = models.mlp(folder / "mlp.onnx", 64, 256, 256, 10)
+    request = request_to("mlp", path, np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32))
+    alone, cells, started, memory = [], collections.defaultdict(list), collections.defaultdict(list), {}
+    for turn in range(options.rounds):
+        alone.append(raw(path, [1])["medians"][1])
+        for kind in SERVERS:
+            with Server(kind, "mlp", path, fresh(folder)) as server:
+                started[kind].append(server.started)
+                for protocol in protocols(kind):
+                    for connections in CONNECTIONS:
+                        found = measure(server, protocol, request, connections, options.seconds)
+                        cells[kind, protocol, connections].append(found)
+                        say(f"{turn + 1}/{options.rounds} {kind}, {protocol}, {connections} connections: {found.rate:.0f}/s")
+                memory[kind] = max(memory.get(kind, 0), server.peak_memory())
+    started = {kind: statistics.median(times) for kind, times in started.items()}
+    return {"raw": statistics.median(alone), "cells": {cell: middle(found) for cell, found in cells.items()}, "started": started, "memory": memory}
+
+
+def protocols(kind: str) -> list[str]:
+    # MLServer has no binary tensors over REST.
+    return ["REST JSON", "gRPC"] if kind == "mlserver" else ["REST JSON", "REST binary", "gRPC"]
+
+
+def large(options, folder: pathlib.Path, name: str) -> dict:
+    """A model that takes all the time there is; ONNX Runtime alone is measured in turns with the servers."""
+    path = {"bert": models.bert, "resnet50": models.resnet50}[name](folder / f"{name}.onnx")
+    values = np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    if name == "bert":
+        values = np.random.default_rng(1).integers(0, 30000, (1, TOKENS))
+    request = request_to(name, path, values)
+    alone, cells, started, memory = [], collections.defaultdict(list), {}, {}
+    for turn in range(options.rounds):
+        for kind in SERVERS:
+            alone.append(raw(path, [1, 8], options.seconds))
+            with Server(kind, name, path, fresh(folder)) as server:
+                started[kind] = server.started
+                for connections in (1, 8):
+                    found = measure(server, "gRPC", request, connections, 3 * options.seconds)
+                    cells[kind, connections].append(found)
+                    say(f"{turn + 1}/{options.rounds} {name}, {kind}, {connections} connections: {found.rate:.1f}/s")
+                memory[kind] = server.peak_memory()
+    best = statistics.median(max(rows / seconds for rows, seconds in one["medians"].items()) for one in alone)
+    session = statistics.median(one["session"] for one in alone)
+    single = statistics.median(1 / one["medians"][1] for one in alone)
+    return {"raw": best, "single": single, "session": session, "size": path.stat().st_size, "started": started, "memory": memory,
+            "cells": {cell: middle(found) for cell, found in cells.items()}}  # fmt: skip
+
+
+def overload(options, folder: pathlib.Path) -> dict:
+    """What is left of a server's rate when more comes than it can answer: requests at a rate, and a client that waits 50 ms."""
+    path = models.mlp(folder / "wide.onnx", 64, 4096, 4096, 10)
+    request = request_to("wide", path, np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32), DEADLINE)
+    curves = {}
+    for kind in SERVERS:
+        with Server(kind, "wide", path, fresh(folder)) as server:
+            most = measure(server, "REST JSON", request, 16, options.seconds).rate
+            curves[kind] = most, {times: goodput(server, request, times * most, 3 * options.seconds, DEADLINE) / most for times in MULTIPLES}
+        say(f"{kind}: {most:.0f}/s at most; of that within {DEADLINE * 1000:.0f} ms: {curves[kind][1]}")
+    return curves
+
+
+def fresh(folder: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(tempfile.mkdtemp(dir=folder))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3, help="of one measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the medians count")
+    parser.add_argument("--parts", default="small,bert,resnet50,overload", help="what is measured")
+    parser.add_argument("--report", type=pathlib.Path, help="a document that the tables go into, and the plot beside it")
+    options = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in options.parts.split(","):
+            where = pathlib.Path(folder)
+            results[part] = small(options, where) if part == "small" else overload(options, where) if part == "overload" else large(options, where, part)
+    text = report.tables(results)
+    print(text)
+    if options.report:
+        report.write(options.report, text, results)
+
+
+if __name__ == "__main__":
+    main()
