@@ -8,6 +8,7 @@
 //! read or run something else.
 
 pub mod access;
+mod around;
 pub mod batch;
 pub mod body;
 mod cgroup;

@@ -1,10 +1,14 @@
 //! The one batcher: between the protocols, which run many requests at once, and the engine, which runs one batch at a
-//! time on a thread of its own.
+//! time.
 //!
-//! Batching is pull-based: when the worker becomes free it takes what waits, so a batch grows exactly as long as the
-//! model is busy, and a lone request never waits (unless a delay is configured).
+//! Batching is pull-based: when the engine becomes free, what waits is taken, so a batch grows exactly as long as the
+//! model is busy, and a lone request never waits (unless a delay is configured). The engine has a worker thread, so that a
+//! model that takes its time holds nobody up. Handing a batch over and the answers back costs more than a small model does:
+//! where batches were quick so far, whoever brings a request runs what waits in its own thread, after all others that
+//! were ready have brought theirs.
 
 mod queue;
+mod quick;
 mod rows;
 mod worker;
 
@@ -21,6 +25,7 @@ use crate::tensor::Tensor;
 
 pub use queue::Limits;
 use queue::{Entry, Queue};
+use quick::Quick;
 
 /// A request whose tensors fit the model's signature.
 #[derive(Clone, Debug)]
@@ -40,17 +45,32 @@ pub struct Batcher {
     shared: Arc<Shared>,
 }
 
+/// Where the answer to a request comes.
+type Answer = oneshot::Receiver<Result<Vec<Tensor>, Error>>;
+
 /// What the worker and the protocols share.
 struct Shared {
     state: Mutex<State>,
     wake: Condvar,
+    /// Used by whoever's turn it is.
+    engine: Mutex<Box<dyn Engine>>,
     counters: Arc<Counters>,
 }
 
 struct State {
     queue: Queue,
+    quick: Quick,
     is_closed: bool,
+    /// A batch runs. Whoever runs it looks after what comes meanwhile.
+    is_running: bool,
     is_worker_waiting: bool,
+}
+
+impl State {
+    /// Whether what waits is best run by whoever brought it.
+    fn is_quick(&self) -> bool {
+        self.queue.never_waits() && self.quick.covers(self.queue.bytes())
+    }
 }
 
 impl Batcher {
@@ -61,10 +81,17 @@ impl Batcher {
         joins: bool,
         counters: Arc<Counters>,
     ) -> std::io::Result<Self> {
-        let state = State { queue: Queue::new(limits, joins), is_closed: false, is_worker_waiting: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new(), counters });
+        let state = State {
+            queue: Queue::new(limits, joins),
+            quick: Quick::new(limits.quick),
+            is_closed: false,
+            is_running: false,
+            is_worker_waiting: false,
+        };
+        let (state, engine) = (Mutex::new(state), Mutex::new(engine));
+        let shared = Arc::new(Shared { state, wake: Condvar::new(), engine, counters });
         let worker = Arc::clone(&shared);
-        thread::Builder::new().name("engine".to_owned()).spawn(move || worker::run(engine, &worker))?;
+        thread::Builder::new().name("engine".to_owned()).spawn(move || worker::run(&worker))?;
         Ok(Self { shared })
     }
 
@@ -72,7 +99,12 @@ impl Batcher {
     /// queue, if it is still there.
     pub async fn run(&self, request: Request) -> Result<Vec<Tensor>, Error> {
         let deadline = request.deadline;
-        let answer = self.submit(request)?;
+        let (answer, is_quick) = self.submit(request)?;
+        if is_quick {
+            // Tasks that are ready come first, with the requests that they bring.
+            tokio::task::yield_now().await;
+            worker::help(&self.shared);
+        }
         let answer = match deadline {
             Some(deadline) => {
                 tokio::time::timeout_at(deadline.into(), answer).await.map_err(|_| Error::deadline_exceeded())?
@@ -87,7 +119,8 @@ impl Batcher {
         !self.shared.lock().is_closed
     }
 
-    fn submit(&self, request: Request) -> Result<oneshot::Receiver<Result<Vec<Tensor>, Error>>, Error> {
+    /// Puts a request into the queue. Gives where its answer will come, and whether to help with running it.
+    fn submit(&self, request: Request) -> Result<(Answer, bool), Error> {
         let (reply, answer) = oneshot::channel();
         let bytes = request.inputs.iter().map(Tensor::byte_size).sum();
         let entry = Entry { request, bytes, entered: Instant::now(), reply };
@@ -97,13 +130,11 @@ impl Batcher {
         }
         state.queue.push(entry)?;
         self.shared.counters.set_queued_rows(state.queue.rows());
-        // Waking costs a system call; a worker that runs a batch looks into the queue by itself.
-        let wakes = std::mem::take(&mut state.is_worker_waiting);
-        drop(state);
-        if wakes {
-            self.shared.wake.notify_one();
+        let is_quick = state.is_quick();
+        if !is_quick {
+            self.shared.wake_worker(state);
         }
-        Ok(answer)
+        Ok((answer, is_quick))
     }
 }
 
@@ -116,6 +147,17 @@ impl Drop for Batcher {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the worker where it has something to do. Waking costs a system call, and whoever runs a batch looks into the queue
+    /// afterwards.
+    fn wake_worker(&self, mut state: MutexGuard<'_, State>) {
+        let has_work = !state.is_running && (state.is_closed || !state.queue.is_empty());
+        let wakes = has_work && std::mem::take(&mut state.is_worker_waiting);
+        drop(state);
+        if wakes {
+            self.wake.notify_one();
+        }
     }
 
     /// Ends the worker once the queue is empty.

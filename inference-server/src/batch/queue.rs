@@ -18,6 +18,8 @@ pub struct Limits {
     pub max_batch_rows: usize,
     /// How long the first request of a batch waits for others.
     pub max_delay: Duration,
+    /// A batch that takes no longer is run by whoever brings it, without the worker thread; zero: none is.
+    pub quick: Duration,
     /// The most rows that wait.
     pub max_queue_rows: usize,
     /// The most bytes of input tensors that wait.
@@ -72,9 +74,17 @@ impl Queue {
         self.rows
     }
 
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Whether no batch waits for others to join it.
+    pub fn never_waits(&self) -> bool {
+        self.limits.max_delay.is_zero()
     }
 
     /// Takes a request in, or refuses it when the queue is full. An empty queue takes a request of any size.
@@ -175,8 +185,13 @@ mod tests {
 
     type Answer = oneshot::Receiver<Result<Vec<Tensor>, Error>>;
 
-    const LIMITS: Limits =
-        Limits { max_batch_rows: 8, max_delay: Duration::ZERO, max_queue_rows: 1000, max_queue_bytes: usize::MAX };
+    const LIMITS: Limits = Limits {
+        max_batch_rows: 8,
+        max_delay: Duration::ZERO,
+        quick: Duration::ZERO,
+        max_queue_rows: 1000,
+        max_queue_bytes: usize::MAX,
+    };
 
     fn entry(rows: usize, width: usize, now: Instant) -> (Entry, Answer) {
         let (reply, answer) = oneshot::channel();

@@ -35,6 +35,17 @@ impl Engine for Doubler {
     }
 }
 
+/// One input and one output, of any number of bytes.
+fn bytes_signature() -> Signature {
+    let spec = TensorSpec {
+        name: "x".to_owned(),
+        datatype: Datatype::Uint8,
+        shape: vec![Dimension::Dynamic(None)],
+        labels: Vec::new(),
+    };
+    Signature { inputs: vec![spec.clone()], outputs: vec![spec] }
+}
+
 struct Held {
     batcher: Arc<Batcher>,
     permits: mpsc::Sender<()>,
@@ -46,14 +57,7 @@ impl Held {
     fn new(limits: Limits) -> Self {
         let (permits, receiver) = mpsc::channel();
         let (sender, runs) = mpsc::channel();
-        let spec = TensorSpec {
-            name: "x".to_owned(),
-            datatype: Datatype::Uint8,
-            shape: vec![Dimension::Dynamic(None)],
-            labels: Vec::new(),
-        };
-        let signature = Signature { inputs: vec![spec.clone()], outputs: vec![spec] };
-        let engine = Doubler { signature, permits: receiver, runs: sender };
+        let engine = Doubler { signature: bytes_signature(), permits: receiver, runs: sender };
         let counters = Arc::new(Counters::default());
         let batcher = Batcher::start(Box::new(engine), limits, true, Arc::clone(&counters)).unwrap();
         Self { batcher: Arc::new(batcher), permits, runs, counters }
@@ -65,9 +69,7 @@ impl Held {
         elements: &[u8],
         deadline: Option<Instant>,
     ) -> tokio::task::JoinHandle<Result<Vec<Tensor>, Error>> {
-        let shape = Shape::from_slice(&[elements.len()]);
-        let input = Tensor { datatype: Datatype::Uint8, shape, data: Data::Fixed(elements.to_vec().into()) };
-        let request = Request { inputs: vec![input], outputs: smallvec![0], rows: elements.len(), deadline };
+        let request = Request { deadline, ..asking(elements) };
         let batcher = Arc::clone(&self.batcher);
         let (queued, is_queued) = oneshot::channel();
         let task = tokio::spawn(async move {
@@ -93,8 +95,13 @@ impl Held {
     }
 }
 
-const LIMITS: Limits =
-    Limits { max_batch_rows: 8, max_delay: Duration::ZERO, max_queue_rows: 6, max_queue_bytes: 1 << 20 };
+const LIMITS: Limits = Limits {
+    max_batch_rows: 8,
+    max_delay: Duration::ZERO,
+    quick: Duration::ZERO,
+    max_queue_rows: 6,
+    max_queue_bytes: 1 << 20,
+};
 
 fn elements(answer: &[Tensor]) -> Vec<u8> {
     match &answer[0].data {
@@ -229,4 +236,120 @@ async fn a_closed_batcher_answers_what_waits_and_takes_nothing_more() {
     let refused = held.send(&[3], None).await;
     assert_eq!(refused.await.unwrap().unwrap_err().kind(), ErrorKind::Internal);
     assert!(!held.batcher.is_alive());
+}
+
+/// Tells which thread ran how many rows; takes long over nines.
+struct Threads {
+    signature: Signature,
+    runs: mpsc::Sender<(thread::ThreadId, usize)>,
+}
+
+impl Engine for Threads {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn run(&mut self, inputs: &[Tensor], _outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
+        let _ = self.runs.send((thread::current().id(), inputs[0].rows()));
+        let Data::Fixed(bytes) = &inputs[0].data else { return Err(RunError::Failed("strings".to_owned())) };
+        assert!(!bytes.contains(&13), "thirteen makes this engine panic");
+        if bytes.contains(&9) {
+            thread::sleep(QUICK * 9 / 2);
+        }
+        Ok(inputs.to_vec())
+    }
+}
+
+/// Long enough for a machine that has other things to do.
+const QUICK: Duration = Duration::from_millis(200);
+
+fn threads(limits: Limits) -> (Batcher, mpsc::Receiver<(thread::ThreadId, usize)>) {
+    let (runs, seen) = mpsc::channel();
+    let engine = Threads { signature: bytes_signature(), runs };
+    (Batcher::start(Box::new(engine), limits, true, Arc::new(Counters::default())).unwrap(), seen)
+}
+
+fn asking(elements: &[u8]) -> Request {
+    let shape = Shape::from_slice(&[elements.len()]);
+    let input = Tensor { datatype: Datatype::Uint8, shape, data: Data::Fixed(elements.to_vec().into()) };
+    Request { inputs: vec![input], outputs: smallvec![0], rows: elements.len(), deadline: None }
+}
+
+/// Asks, and waits until whoever ran it has learned from it.
+async fn ask(batcher: &Batcher, elements: &[u8]) -> Result<Vec<Tensor>, Error> {
+    let answer = batcher.run(asking(elements)).await;
+    while batcher.shared.lock().is_running {
+        tokio::task::yield_now().await;
+    }
+    answer
+}
+
+#[tokio::test]
+async fn quick_batches_are_run_by_whoever_brings_them_after_all_that_are_ready() {
+    let (batcher, seen) = threads(Limits { quick: QUICK, ..LIMITS });
+    let here = thread::current().id();
+    ask(&batcher, &[1, 2]).await.unwrap();
+    assert_ne!(seen.recv().unwrap().0, here, "nothing is known of the first");
+    ask(&batcher, &[3]).await.unwrap();
+    assert_eq!(seen.recv().unwrap(), (here, 1));
+    let all = tokio::join!(batcher.run(asking(&[4])), batcher.run(asking(&[5, 6])), batcher.run(asking(&[7])));
+    assert_eq!(seen.recv().unwrap(), (here, 4), "together");
+    let answers = [all.0, all.1, all.2].map(|answer| elements(&answer.unwrap()));
+    assert_eq!(answers, [vec![4], vec![5, 6], vec![7]]);
+    ask(&batcher, &[1; 6]).await.unwrap();
+    assert_eq!(seen.recv().unwrap(), (here, 6));
+    // More than twice of what was quick so far.
+    let (batcher, seen) = threads(Limits { quick: QUICK, ..LIMITS });
+    ask(&batcher, &[1]).await.unwrap();
+    ask(&batcher, &[1; 6]).await.unwrap();
+    let runs: Vec<_> = seen.try_iter().collect();
+    assert!(runs.len() == 2 && runs.iter().all(|(thread, _)| *thread != here), "{runs:?}");
+}
+
+#[tokio::test]
+async fn what_takes_longer_goes_to_the_worker_again() {
+    let (batcher, seen) = threads(Limits { quick: QUICK, ..LIMITS });
+    let here = thread::current().id();
+    let mut of_worker = Vec::new();
+    for elements in [[1], [9], [2], [3]] {
+        ask(&batcher, &elements).await.unwrap();
+        of_worker.push(seen.recv().unwrap().0 != here);
+    }
+    assert_eq!(of_worker, [true, false, true, false]);
+}
+
+#[tokio::test]
+async fn a_batch_that_panics_in_the_place_of_the_worker_fails_alone() {
+    let (batcher, _seen) = threads(Limits { quick: QUICK, ..LIMITS });
+    ask(&batcher, &[1]).await.unwrap();
+    assert_eq!(ask(&batcher, &[13]).await.unwrap_err().kind(), ErrorKind::Internal);
+    assert_eq!(elements(&ask(&batcher, &[2]).await.unwrap()), [2]);
+    assert!(batcher.is_alive());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nobody_is_forgotten_between_helpers_and_the_worker() {
+    let limits = Limits { quick: Duration::from_micros(100), max_queue_rows: 10_000, ..LIMITS };
+    let (batcher, seen) = threads(limits);
+    let batcher = Arc::new(batcher);
+    let tasks: Vec<_> = (0..64_u8)
+        .map(|task| {
+            let batcher = Arc::clone(&batcher);
+            tokio::spawn(async move {
+                for turn in 0..200_u8 {
+                    let sent = vec![100 + task; usize::from(1 + turn % 5)];
+                    let answer = tokio::time::timeout(Duration::from_secs(30), batcher.run(asking(&sent)));
+                    assert_eq!(elements(&answer.await.unwrap().unwrap()), sent);
+                    if turn % 7 == 0 {
+                        // A client that leaves, at any point of its way.
+                        let _ = tokio::time::timeout(Duration::from_micros(20), batcher.run(asking(&[1]))).await;
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(seen.try_iter().count() > 0);
 }

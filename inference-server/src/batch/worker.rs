@@ -1,21 +1,25 @@
-//! The thread that owns the engine: pulls batches, runs them, and hands out the answers.
+//! Who runs batches: the worker thread, or in its place whoever brought one that is quick.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use tracing::error;
 
 use super::queue::{Entry, is_gone, refuse};
-use super::{Shared, rows};
+use super::{Shared, State, rows};
 use crate::engine::{Engine, RunError};
 use crate::error::{Error, ErrorKind};
 use crate::tensor::Tensor;
 
-/// Runs batches until the queue is closed and empty.
-pub(super) fn run(mut engine: Box<dyn Engine>, shared: &Shared) {
+/// Batches that a helper runs one after the other before the worker takes over: it has its own work, too.
+const HELPED: usize = 4;
+
+/// The worker: runs batches until the queue is closed and empty.
+pub(super) fn run(shared: &Shared) {
     let _closing = CloseOnExit(shared);
-    while let Some(batch) = next(shared) {
-        answer(engine.as_mut(), batch, shared);
+    while let Some(turn) = next(shared) {
+        turn.run();
     }
 }
 
@@ -30,28 +34,84 @@ impl Drop for CloseOnExit<'_> {
     }
 }
 
-fn next(shared: &Shared) -> Option<Vec<Entry>> {
+/// Runs what waits as long as it is quick, and leaves the rest to the worker.
+pub(super) fn help(shared: &Shared) {
+    for _ in 0..HELPED {
+        let mut state = shared.lock();
+        if state.is_running || state.is_closed || !state.is_quick() {
+            return shared.wake_worker(state);
+        }
+        let Some(turn) = Turn::take(shared, &mut state, Instant::now()) else { return };
+        drop(state);
+        turn.run();
+    }
+    shared.wake_worker(shared.lock());
+}
+
+fn next(shared: &Shared) -> Option<Turn<'_>> {
     let mut state = shared.lock();
     loop {
         let now = Instant::now();
         let until = if state.is_closed { None } else { state.queue.wait_until(now) };
         if let Some(until) = until {
             state.is_worker_waiting = true;
-            state = shared.wake.wait_timeout(state, until - now).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            state = shared.wake.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
             state.is_worker_waiting = false;
             continue;
         }
-        let batch = state.queue.take(now);
-        shared.counters.set_queued_rows(state.queue.rows());
-        if !batch.is_empty() {
-            return Some(batch);
-        }
-        if state.is_closed {
-            return None;
+        if !state.is_running {
+            if let Some(turn) = Turn::take(shared, &mut state, now) {
+                return Some(turn);
+            }
+            if state.is_closed {
+                return None;
+            }
         }
         state.is_worker_waiting = true;
-        state = shared.wake.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+        state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         state.is_worker_waiting = false;
+    }
+}
+
+/// A batch that was taken, and the right to run it: nobody else runs one until this is dropped.
+struct Turn<'a> {
+    shared: &'a Shared,
+    batch: Vec<Entry>,
+    /// The bytes and the time of the batch, once it has run.
+    ran: Option<(usize, Duration)>,
+}
+
+impl<'a> Turn<'a> {
+    fn take(shared: &'a Shared, state: &mut State, now: Instant) -> Option<Self> {
+        let batch = state.queue.take(now);
+        shared.counters.set_queued_rows(state.queue.rows());
+        if batch.is_empty() {
+            return None;
+        }
+        state.is_running = true;
+        Some(Self { shared, batch, ran: None })
+    }
+
+    fn run(mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        let bytes = batch.iter().map(|entry| entry.bytes).sum();
+        let start = Instant::now();
+        let mut engine = self.shared.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        answer(engine.as_mut(), batch, self.shared);
+        drop(engine);
+        self.ran = Some((bytes, start.elapsed()));
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.is_running = false;
+        match self.ran {
+            Some((bytes, took)) => state.quick.learn(bytes, took),
+            // A panic: whoever runs it does not get to look after the rest.
+            None => self.shared.wake_worker(state),
+        }
     }
 }
 

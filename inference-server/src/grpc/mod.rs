@@ -7,15 +7,15 @@ mod convert;
 mod stream;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request as HttpRequest, State};
+use axum::extract::Request as HttpRequest;
 use axum::http::HeaderValue;
-use axum::middleware::{self, Next};
 use axum::response::Response as HttpResponse;
 use futures_util::Stream;
 use http_body_util::BodyExt;
@@ -35,6 +35,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tracing::error;
 
+use crate::around::{Around, Attendant};
 use crate::body::{Bounded, BoundedMessages, MESSAGE_HEAD};
 use crate::classify;
 use crate::describe;
@@ -60,9 +61,7 @@ pub fn app<H: Health>(server: Arc<Server>, health: HealthServer<H>) -> Router {
     with_reflection(Routes::new(inference).add_service(health))
         .prepare()
         .into_axum_router()
-        .layer(middleware::map_response_with_state(Arc::clone(&server), name_too_large))
-        .layer(middleware::map_request_with_state(Arc::clone(&server), bound))
-        .layer(middleware::from_fn_with_state(server, admit))
+        .layer(Around(Greeter(server)))
 }
 
 /// What tells clients such as grpcurl which calls there are, in both versions of that protocol.
@@ -81,21 +80,33 @@ fn with_reflection(routes: Routes) -> Routes {
     }
 }
 
-/// Health is told to everybody, as over REST.
-async fn admit(State(server): State<Arc<Server>>, request: HttpRequest, next: Next) -> HttpResponse {
-    if !request.uri().path().starts_with("/grpc.health.v1.Health/")
-        && let Err(error) = server.admit(request.headers())
-    {
-        return Status::from(error).into_http();
+/// Lets requests in, under the limits of all bodies.
+#[derive(Clone)]
+struct Greeter(Arc<Server>);
+
+impl Attendant for Greeter {
+    type Kept = ();
+
+    /// Health is told to everybody, as over REST.
+    fn before(&self, request: HttpRequest) -> ControlFlow<HttpResponse, (HttpRequest, ())> {
+        if !request.uri().path().starts_with("/grpc.health.v1.Health/")
+            && let Err(error) = self.0.admit(request.headers())
+        {
+            return ControlFlow::Break(Status::from(error).into_http());
+        }
+        ControlFlow::Continue((bound(&self.0, request), ()))
     }
-    next.run(request).await
+
+    fn after(&self, (): (), response: &mut HttpResponse) {
+        name_too_large(&self.0, response);
+    }
 }
 
 /// Puts a body under the limits of all bodies. One that breaks them never becomes a call, and is counted here.
-async fn bound(State(server): State<Arc<Server>>, request: HttpRequest) -> HttpRequest {
+fn bound(server: &Arc<Server>, request: HttpRequest) -> HttpRequest {
     let is_stream = STREAMS.iter().any(|call| request.uri().path().ends_with(call));
     request.map(|body| {
-        let bodies = Arc::clone(server.bodies());
+        let (server, bodies) = (Arc::clone(server), Arc::clone(server.bodies()));
         let refuse = move |error: Error| {
             server.counters().arrive().finish(&Err::<(), _>(error.clone()));
             Status::from(error)
@@ -108,12 +119,11 @@ async fn bound(State(server): State<Arc<Server>>, request: HttpRequest) -> HttpR
     })
 }
 
-async fn name_too_large(State(server): State<Arc<Server>>, mut response: HttpResponse) -> HttpResponse {
+fn name_too_large(server: &Server, response: &mut HttpResponse) {
     if let Some(status) = response.headers_mut().get_mut("grpc-status").filter(|status| *status == OUT_OF_RANGE) {
         *status = RESOURCE_EXHAUSTED;
         server.counters().arrive().finish(&Err::<(), _>(Error::new(ErrorKind::TooLarge, "")));
     }
-    response
 }
 
 struct Service {

@@ -43,6 +43,9 @@ fn fixed(bytes: Vec<u8>) -> Data {
 fn read<T: Element>(slot: &Slot<'_>, json: &str) -> Result<T::Sink, Error> {
     // What the shape claims is believed only as far as the text can hold it: an element takes two characters.
     let room = slot.elements.min(json.len() / 2 + 1);
+    if let Some(sink) = flat::<T>(slot, json, room) {
+        return Ok(sink);
+    }
     let mut reader = Reader::<T> { slot, sink: T::sink(room), found: 0, is_nested: None };
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let outcome = Level { reader: &mut reader, depth: 0 }.deserialize(&mut deserializer);
@@ -54,6 +57,21 @@ fn read<T: Element>(slot: &Slot<'_>, json: &str) -> Result<T::Sink, Error> {
     })?;
     check_count(slot, reader.found)?;
     Ok(reader.sink)
+}
+
+/// The numbers of a flat array of as many as the shape takes: what most clients send, read in half the time. `None` for
+/// everything else, right or wrong. The text is known to be JSON.
+fn flat<T: Element>(slot: &Slot<'_>, json: &str, room: usize) -> Option<T::Sink> {
+    let numbers = json.trim_ascii().strip_prefix('[')?.strip_suffix(']')?;
+    let (mut sink, mut found) = (T::sink(room), 0);
+    for number in numbers.split(',') {
+        found += 1;
+        if found > slot.elements {
+            return None;
+        }
+        T::push(T::from_number(number.trim_ascii())?, &mut sink);
+    }
+    (found == slot.elements).then_some(sink)
 }
 
 /// What has been read of an input so far.
@@ -160,6 +178,11 @@ trait Element: Sized {
 
     fn push(self, sink: &mut Self::Sink);
 
+    /// The text of a number in JSON, where it is one that this type can hold.
+    fn from_number(_: &str) -> Option<Self> {
+        None
+    }
+
     fn from_bool(_: bool) -> Option<Self> {
         None
     }
@@ -202,6 +225,10 @@ macro_rules! integers {
 
             little_endian!($type);
 
+            fn from_number(text: &str) -> Option<Self> {
+                text.parse().ok()
+            }
+
             fn from_u64(value: u64) -> Option<Self> {
                 value.try_into().ok()
             }
@@ -231,6 +258,10 @@ macro_rules! floats {
             const EXPECTED: &'static str = $expected;
 
             little_endian!($type);
+
+            fn from_number(text: &str) -> Option<Self> {
+                text.parse().ok().filter(|value: &Self| value.is_finite())
+            }
 
             fn from_u64(value: u64) -> Option<Self> {
                 Some(value as Self)

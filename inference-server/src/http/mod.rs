@@ -10,12 +10,12 @@ mod elements;
 mod infer;
 mod tensorflow;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
 use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, Version};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -25,6 +25,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 use tower_http::decompression::RequestDecompressionLayer;
 
+use crate::around::{Around, Attendant};
 use crate::error::{Error, ErrorKind};
 use crate::serving::Server;
 
@@ -55,32 +56,40 @@ pub fn app(server: Arc<Server>) -> Router {
         .merge(tensorflow::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_verb)
-        .layer(
+        // Together: each layer by itself would take allocations for every request.
+        .layer((
+            Around(Greeter(Arc::clone(&server))),
+            // What it does not know is left for the handlers to refuse.
+            RequestDecompressionLayer::new().pass_through_unaccepted(true),
             CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(SizeAbove::new(COMPRESSED_FROM)),
-        )
-        // What it does not know is left for the handlers to refuse.
-        .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
-        .layer(middleware::from_fn_with_state(Arc::clone(&server), admit))
-        .layer(middleware::from_fn_with_state(Arc::clone(&server), say_goodbye))
+        ))
         .with_state(server)
 }
 
-/// Health is told to everybody: whoever watches a server need not be able to use it.
-async fn admit(State(server): Shared, request: Request, next: Next) -> Result<Response, Error> {
-    if !request.uri().path().starts_with("/v2/health/") {
-        server.admit(request.headers())?;
-    }
-    Ok(next.run(request).await)
-}
+/// Lets requests in, and asks clients to leave while the server drains.
+#[derive(Clone)]
+struct Greeter(Arc<Server>);
 
-/// Asks clients to leave while the server drains. HTTP/2 has its own way to say it.
-async fn say_goodbye(State(server): Shared, request: Request, next: Next) -> Response {
-    let version = request.version();
-    let mut response = next.run(request).await;
-    if server.is_draining() && version <= Version::HTTP_11 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+impl Attendant for Greeter {
+    type Kept = Version;
+
+    /// Health is told to everybody: whoever watches a server need not be able to use it.
+    fn before(&self, request: Request) -> ControlFlow<Response, (Request, Version)> {
+        if !request.uri().path().starts_with("/v2/health/")
+            && let Err(error) = self.0.admit(request.headers())
+        {
+            return ControlFlow::Break(error.into_response());
+        }
+        let version = request.version();
+        ControlFlow::Continue((request, version))
     }
-    response
+
+    /// HTTP/2 has its own way to say goodbye.
+    fn after(&self, version: Version, response: &mut Response) {
+        if self.0.is_draining() && version <= Version::HTTP_11 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+    }
 }
 
 impl IntoResponse for Error {
