@@ -64,7 +64,7 @@ def large(name: str, found: dict) -> list[str]:
 
 
 def overload(found: dict) -> list[str]:
-    lines = ["**Overload**: MLP 64-4096-4096-10 over REST, requests at a rate, whose clients leave after 50 ms. Answers in time, as a share of "
+    lines = ["**Overload**: MLP 64-4096-4096-4096-10 over REST, requests at a rate, whose clients leave after 100 ms. Answers in time, as a share of "
              "what the server answers at most:", ""]  # fmt: skip
     multiples = list(next(iter(found.values()))[1])
     table = [[NAMES[kind], number(most), *(f"{curve[times]:.0%}" for times in multiples)] for kind, (most, curve) in found.items()]

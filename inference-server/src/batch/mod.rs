@@ -7,6 +7,7 @@
 //! where batches were quick so far, whoever brings a request runs what waits in its own thread, after all others that
 //! were ready have brought theirs.
 
+mod pace;
 mod queue;
 mod quick;
 mod rows;
@@ -23,6 +24,7 @@ use crate::error::{Error, ErrorKind};
 use crate::stats::Counters;
 use crate::tensor::Tensor;
 
+use pace::Pace;
 pub use queue::Limits;
 use queue::{Entry, Queue};
 use quick::Quick;
@@ -61,8 +63,8 @@ struct State {
     queue: Queue,
     quick: Quick,
     is_closed: bool,
-    /// A batch runs. Whoever runs it looks after what comes meanwhile.
-    is_running: bool,
+    /// The rows of the batch that runs. Whoever runs it looks after what comes meanwhile.
+    running: Option<usize>,
     is_worker_waiting: bool,
 }
 
@@ -81,11 +83,12 @@ impl Batcher {
         joins: bool,
         counters: Arc<Counters>,
     ) -> std::io::Result<Self> {
+        let pace = Pace::new(if joins { limits.max_batch_rows } else { 1 }, &counters.batch_cells());
         let state = State {
-            queue: Queue::new(limits, joins),
+            queue: Queue::new(limits, joins, pace),
             quick: Quick::new(limits.quick),
             is_closed: false,
-            is_running: false,
+            running: None,
             is_worker_waiting: false,
         };
         let (state, engine) = (Mutex::new(state), Mutex::new(engine));
@@ -128,7 +131,8 @@ impl Batcher {
         if state.is_closed {
             return Err(worker_gone());
         }
-        state.queue.push(entry)?;
+        let running = state.running;
+        state.queue.push(entry, running)?;
         self.shared.counters.set_queued_rows(state.queue.rows());
         let is_quick = state.is_quick();
         if !is_quick {
@@ -152,7 +156,7 @@ impl Shared {
     /// Wakes the worker where it has something to do. Waking costs a system call, and whoever runs a batch looks into the queue
     /// afterwards.
     fn wake_worker(&self, mut state: MutexGuard<'_, State>) {
-        let has_work = !state.is_running && (state.is_closed || !state.queue.is_empty());
+        let has_work = state.running.is_none() && (state.is_closed || !state.queue.is_empty());
         let wakes = has_work && std::mem::take(&mut state.is_worker_waiting);
         drop(state);
         if wakes {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Request;
+use super::pace::Pace;
 use crate::error::{Error, ErrorKind};
 use crate::tensor::Tensor;
 
@@ -25,6 +26,10 @@ pub struct Limits {
     /// The most bytes of input tensors that wait.
     pub max_queue_bytes: usize,
 }
+
+/// A deadline can be met when the wait is expected to be this part of the time that is left: what is served late is of no use,
+/// and made others wait.
+const CERTAIN: f64 = 0.8;
 
 /// Where the answer to a request goes.
 pub(super) type Reply = oneshot::Sender<Result<Vec<Tensor>, Error>>;
@@ -60,14 +65,15 @@ pub(super) struct Queue {
     limits: Limits,
     /// Whether requests may be joined at all.
     joins: bool,
+    pace: Pace,
     entries: VecDeque<Entry>,
     rows: usize,
     bytes: usize,
 }
 
 impl Queue {
-    pub fn new(limits: Limits, joins: bool) -> Self {
-        Self { limits, joins, entries: VecDeque::new(), rows: 0, bytes: 0 }
+    pub fn new(limits: Limits, joins: bool, pace: Pace) -> Self {
+        Self { limits, joins, pace, entries: VecDeque::new(), rows: 0, bytes: 0 }
     }
 
     pub fn rows(&self) -> usize {
@@ -87,11 +93,29 @@ impl Queue {
         self.limits.max_delay.is_zero()
     }
 
-    /// Takes a request in, or refuses it when the queue is full. An empty queue takes a request of any size.
-    pub fn push(&mut self, entry: Entry) -> Result<(), Error> {
+    /// A batch took so long.
+    pub fn learn(&mut self, rows: usize, took: Duration) {
+        self.pace.learn(rows, took.as_secs_f64());
+    }
+
+    /// Takes a request in, or refuses it when the queue is full or too long for the request's deadline. An empty queue takes a
+    /// request of any size. `running`: the rows of the batch that runs.
+    pub fn push(&mut self, entry: Entry, running: Option<usize>) -> Result<(), Error> {
         let (rows, bytes) = (self.rows + entry.weight(), self.bytes + entry.bytes);
         if !self.entries.is_empty() && (rows > self.limits.max_queue_rows || bytes > self.limits.max_queue_bytes) {
             return Err(Error::new(ErrorKind::Overloaded, "the queue is full; try again later"));
+        }
+        let is_idle = self.entries.is_empty() && running.is_none();
+        let ahead =
+            running.map_or(Duration::ZERO, |rows| self.pace.batch(rows)).saturating_add(self.pace.backlog(rows));
+        let is_hopeless =
+            |deadline: Instant| ahead > deadline.saturating_duration_since(entry.entered).mul_f64(CERTAIN);
+        // What is known may be wrong, and whoever is not busy finds it out.
+        if !is_idle && entry.request.deadline.is_some_and(is_hopeless) {
+            return Err(Error::new(
+                ErrorKind::Overloaded,
+                "too many wait for an answer before the deadline; try again later",
+            ));
         }
         (self.rows, self.bytes) = (rows, bytes);
         self.entries.push_back(entry);
@@ -206,12 +230,12 @@ mod tests {
     }
 
     fn filled(limits: Limits, joins: bool, entries: &[(usize, usize)], now: Instant) -> (Queue, Vec<Answer>) {
-        let mut queue = Queue::new(limits, joins);
+        let mut queue = Queue::new(limits, joins, Pace::new(limits.max_batch_rows, &[]));
         let answers = entries
             .iter()
             .map(|(rows, width)| {
                 let (entry, answer) = entry(*rows, *width, now);
-                queue.push(entry).unwrap();
+                queue.push(entry, None).unwrap();
                 answer
             })
             .collect();
@@ -233,7 +257,7 @@ mod tests {
         let (mut queue, _answers) = filled(LIMITS, true, &[(1, 4), (1, 5), (1, 4), (2, 5)], now);
         let (mut other, _answer) = entry(1, 4, now);
         other.request.outputs = smallvec![1];
-        queue.push(other).unwrap();
+        queue.push(other, None).unwrap();
         assert_eq!(rows(&queue.take(now)), [1, 1]);
         assert_eq!(rows(&queue.take(now)), [1, 2]);
         assert_eq!(rows(&queue.take(now)), [1]);
@@ -253,10 +277,10 @@ mod tests {
         for limits in [Limits { max_queue_rows: 4, ..LIMITS }, Limits { max_queue_bytes: 4 * 4 * 4, ..LIMITS }] {
             let (mut queue, _answers) = filled(limits, true, &[(2, 4), (2, 4)], now);
             let (one_more, _answer) = entry(1, 4, now);
-            assert_eq!(queue.push(one_more).unwrap_err().kind(), ErrorKind::Overloaded);
+            assert_eq!(queue.push(one_more, None).unwrap_err().kind(), ErrorKind::Overloaded);
             assert_eq!(rows(&queue.take(now)), [2, 2]);
             let (now_it_fits, _answer) = entry(1, 4, now);
-            queue.push(now_it_fits).unwrap();
+            queue.push(now_it_fits, None).unwrap();
         }
     }
 
@@ -271,7 +295,7 @@ mod tests {
     fn requests_without_rows_take_places_too() {
         let now = Instant::now();
         let (mut queue, _answers) = filled(Limits { max_queue_rows: 2, ..LIMITS }, true, &[(0, 4), (0, 4)], now);
-        assert!(queue.push(entry(0, 4, now).0).is_err());
+        assert!(queue.push(entry(0, 4, now).0, None).is_err());
     }
 
     #[test]
@@ -281,10 +305,29 @@ mod tests {
         drop(answers.remove(0));
         let (mut late, mut late_answer) = entry(4, 4, now);
         late.request.deadline = Some(now + Duration::from_millis(5));
-        queue.push(late).unwrap();
+        queue.push(late, None).unwrap();
         assert_eq!(rows(&queue.take(now + Duration::from_millis(5))), [2, 3]);
         assert_eq!(late_answer.try_recv().unwrap().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
         assert_eq!(queue.rows(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_answered_in_time_is_refused_at_once_unless_nothing_else_is_to_do() {
+        let now = Instant::now();
+        let (mut queue, _answers) = filled(LIMITS, true, &[(8, 4), (8, 4)], now);
+        queue.learn(8, Duration::from_millis(10));
+        let ask = |queue: &mut Queue, milliseconds, running| {
+            let (mut entry, _) = entry(8, 4, now);
+            entry.request.deadline = Some(now + Duration::from_millis(milliseconds));
+            queue.push(entry, running).map_err(|error| error.kind())
+        };
+        // Two batches before it, and its own: 30 ms.
+        assert_eq!(ask(&mut queue, 37, None), Err(ErrorKind::Overloaded));
+        assert_eq!(ask(&mut queue, 47, Some(8)), Err(ErrorKind::Overloaded));
+        assert_eq!(queue.rows(), 16);
+        assert_eq!(ask(&mut queue, 51, Some(8)), Ok(()));
+        queue.clear();
+        assert_eq!(ask(&mut queue, 1, None), Ok(()), "nobody knows better");
     }
 
     #[test]
@@ -295,10 +338,10 @@ mod tests {
         assert_eq!(queue.wait_until(now), Some(now + limits.max_delay));
         assert_eq!(queue.wait_until(now + limits.max_delay), None);
         let (other_bucket, _other_answer) = entry(1, 5, now);
-        queue.push(other_bucket).unwrap();
+        queue.push(other_bucket, None).unwrap();
         assert!(queue.wait_until(now).is_some(), "rows of another bucket do not fill this batch");
         let (last, _last_answer) = entry(1, 4, now);
-        queue.push(last).unwrap();
+        queue.push(last, None).unwrap();
         assert_eq!(queue.wait_until(now), None);
         assert_eq!(filled(limits, false, &[(1, 4)], now).0.wait_until(now), None, "nobody could join");
     }

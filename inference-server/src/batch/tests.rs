@@ -278,7 +278,7 @@ fn asking(elements: &[u8]) -> Request {
 /// Asks, and waits until whoever ran it has learned from it.
 async fn ask(batcher: &Batcher, elements: &[u8]) -> Result<Vec<Tensor>, Error> {
     let answer = batcher.run(asking(elements)).await;
-    while batcher.shared.lock().is_running {
+    while batcher.shared.lock().running.is_some() {
         tokio::task::yield_now().await;
     }
     answer

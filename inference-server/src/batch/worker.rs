@@ -38,7 +38,7 @@ impl Drop for CloseOnExit<'_> {
 pub(super) fn help(shared: &Shared) {
     for _ in 0..HELPED {
         let mut state = shared.lock();
-        if state.is_running || state.is_closed || !state.is_quick() {
+        if state.running.is_some() || state.is_closed || !state.is_quick() {
             return shared.wake_worker(state);
         }
         let Some(turn) = Turn::take(shared, &mut state, Instant::now()) else { return };
@@ -59,7 +59,7 @@ fn next(shared: &Shared) -> Option<Turn<'_>> {
             state.is_worker_waiting = false;
             continue;
         }
-        if !state.is_running {
+        if state.running.is_none() {
             if let Some(turn) = Turn::take(shared, &mut state, now) {
                 return Some(turn);
             }
@@ -77,6 +77,7 @@ fn next(shared: &Shared) -> Option<Turn<'_>> {
 struct Turn<'a> {
     shared: &'a Shared,
     batch: Vec<Entry>,
+    rows: usize,
     /// The bytes and the time of the batch, once it has run.
     ran: Option<(usize, Duration)>,
 }
@@ -88,8 +89,9 @@ impl<'a> Turn<'a> {
         if batch.is_empty() {
             return None;
         }
-        state.is_running = true;
-        Some(Self { shared, batch, ran: None })
+        let rows = batch.iter().map(|entry| entry.request.rows).sum();
+        state.running = Some(rows);
+        Some(Self { shared, batch, rows, ran: None })
     }
 
     fn run(mut self) {
@@ -106,9 +108,12 @@ impl<'a> Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.is_running = false;
+        state.running = None;
         match self.ran {
-            Some((bytes, took)) => state.quick.learn(bytes, took),
+            Some((bytes, took)) => {
+                state.quick.learn(bytes, took);
+                state.queue.learn(self.rows, took);
+            }
             // A panic: whoever runs it does not get to look after the rest.
             None => self.shared.wake_worker(state),
         }
