@@ -7,6 +7,9 @@ SHELL := bash
 export ORTOLAN_CACHE ?= $(HOME)/.cache/ortolan
 export CARGO_TARGET_DIR ?= $(ORTOLAN_CACHE)/target
 
+# The Python packages of ONNX Runtime collect what they see, too.
+export ORT_DISABLE_TELEMETRY := 1
+
 # Tests of the server load the real ONNX Runtime.
 onnxruntime = export ORT_DYLIB_PATH="$$(tools/onnxruntime)"
 
@@ -58,7 +61,14 @@ scale-test: setup ## Some hundred models on one operator: counts of calls, write
 	tests/scale/run
 
 .PHONY: bench
-bench: setup ## Ten thousand models on one operator, about half an hour; the table goes into docs/performance.md
+bench: speed-bench scale-bench ## All that is measured, about an hour; the tables go into docs/
+
+.PHONY: speed-bench
+speed-bench: setup ## The inference server beside ONNX Runtime alone and other servers, about 20 minutes; the tables go into docs/server-performance.md
+	tests/speed/run --report docs/server-performance.md
+
+.PHONY: scale-bench
+scale-bench: setup ## Ten thousand models on one operator, about half an hour; the table goes into docs/performance.md
 	tests/scale/run --models 10000 --namespaces 20 --edits 300 --rest 120 --limit 1800 --figures --report docs/performance.md
 
 .PHONY: faults-test

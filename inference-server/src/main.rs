@@ -11,6 +11,7 @@ use ortolan_server::config::{Arguments, Command, Config, HealthcheckArguments, S
 use ortolan_server::last_words::Testament;
 use ortolan_server::lifecycle::{self, End};
 use ortolan_server::{cpu, healthcheck};
+use rustix::thread::disable_transparent_huge_pages;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
@@ -24,6 +25,7 @@ const INTERRUPTED: i32 = 130;
 
 fn main() {
     let started = Instant::now();
+    prepare();
     let arguments = match Arguments::parse().command {
         Command::Serve(arguments) => arguments,
         Command::Healthcheck(arguments) => return check(&arguments),
@@ -46,6 +48,18 @@ fn main() {
             leave(1)
         }
     }
+}
+
+/// What must be set before any memory of note is taken and any library loaded.
+#[allow(unsafe_code)] // there is no safe function for it
+fn prepare() {
+    // The allocator asks for huge pages, and gets 2 MiB for the first byte of each: a third of a small server's memory. A kernel
+    // that cannot does as it did before.
+    let _ = disable_transparent_huge_pages(true);
+    // Microsoft's build of ONNX Runtime collects what it sees of models and hardware in a database in the home directory, and sends
+    // it. Its programming interface switches that off too late.
+    // SAFETY: this is the only thread.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
 }
 
 /// What this prints, `docker inspect` shows.

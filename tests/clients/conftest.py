@@ -24,6 +24,10 @@ class Server:
             self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         self.http, self.grpc, self.ops = (f"127.0.0.1:{port}" for port in self._ports())
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def _ports(self):
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self._process.poll() is None:

@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 
-BEGIN, END = "<!-- measured: make bench -->", "<!-- end -->"
+BEGIN, END = "<!-- measured: make scale-bench -->", "<!-- end -->"
 
 # What the project wants of ten thousand models on two processors.
 FIGURES = {"reconciled": 15 * 60, "edit p99": 1.0, "restart": 5.0, "memory at rest": 128 << 20}
