@@ -6,6 +6,8 @@ use ortolan_protocol::stats::BatchCell;
 
 /// Sizes are told apart by their order of two; the last has all that are larger.
 const SIZES: usize = 17;
+/// A row that takes less than this part of the time is worth a moment's wait.
+const GAIN: f64 = 0.95;
 /// How much a new batch counts against all before it.
 const NEW: f64 = 0.2;
 
@@ -47,6 +49,16 @@ impl Pace {
         let rest = rows % self.max_rows;
         let rest = if rest > 0 { self.batch(rest) } else { Duration::ZERO };
         self.batch(self.max_rows).saturating_mul(full).saturating_add(rest)
+    }
+
+    /// Whether a row in a batch of `more` rows takes clearly less time than in one of `rows`.
+    pub fn gains(&self, rows: usize, more: usize) -> bool {
+        #[allow(clippy::cast_precision_loss)] // a batch
+        let row = |rows: usize| self.expected(size(rows)).map(|seconds| seconds / rows.max(1) as f64);
+        match (row(rows), row(more)) {
+            (Some(now), Some(then)) => rows < more && then < GAIN * now,
+            _ => false,
+        }
     }
 
     /// A larger batch takes no less, and one of twice the rows no more than twice as long.
@@ -94,6 +106,15 @@ mod tests {
         assert_eq!(pace.batch(16), Duration::from_millis(16));
         assert_eq!(Pace::new(8, &[]).backlog(100), Duration::ZERO);
         assert_eq!(Pace::new(1, &[seen(1, 1, 0.003)]).backlog(5), Duration::from_millis(15));
+    }
+
+    #[test]
+    fn larger_batches_gain_where_they_take_less_for_a_row() {
+        let pace = Pace::new(8, &[seen(1, 1, 0.040), seen(8, 1, 0.200)]);
+        assert!(pace.gains(1, 8) && !pace.gains(8, 8) && !pace.gains(8, 1));
+        let flat = Pace::new(8, &[seen(1, 1, 0.036), seen(8, 1, 0.288)]);
+        assert!(!flat.gains(1, 8));
+        assert!(!Pace::new(8, &[]).gains(1, 8), "nobody knows");
     }
 
     #[test]

@@ -31,6 +31,18 @@ pub struct Limits {
 /// and made others wait.
 const CERTAIN: f64 = 0.8;
 
+/// The part of a batch's time for which the next one waits for those who just got their answers, where that may pay.
+const PAUSE: f64 = 0.02;
+/// Shorter pauses are not worth a timer.
+const SHORTEST_PAUSE: Duration = Duration::from_micros(100);
+
+/// What the next batch may become.
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
+    rows: usize,
+    until: Instant,
+}
+
 /// Where the answer to a request goes.
 pub(super) type Reply = oneshot::Sender<Result<Vec<Tensor>, Error>>;
 
@@ -66,6 +78,7 @@ pub(super) struct Queue {
     /// Whether requests may be joined at all.
     joins: bool,
     pace: Pace,
+    awaited: Option<Awaited>,
     entries: VecDeque<Entry>,
     rows: usize,
     bytes: usize,
@@ -73,7 +86,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub fn new(limits: Limits, joins: bool, pace: Pace) -> Self {
-        Self { limits, joins, pace, entries: VecDeque::new(), rows: 0, bytes: 0 }
+        Self { limits, joins, pace, awaited: None, entries: VecDeque::new(), rows: 0, bytes: 0 }
     }
 
     pub fn rows(&self) -> usize {
@@ -93,9 +106,13 @@ impl Queue {
         self.limits.max_delay.is_zero()
     }
 
-    /// A batch took so long.
-    pub fn learn(&mut self, rows: usize, took: Duration) {
+    /// A batch has run. The clients of its rows got their answers, and many of them ask again at once: together with what
+    /// waits already they may make the next batch.
+    pub fn has_run(&mut self, rows: usize, took: Duration, now: Instant) {
         self.pace.learn(rows, took.as_secs_f64());
+        let pause = took.mul_f64(PAUSE);
+        let rows = (self.rows + rows).min(self.limits.max_batch_rows);
+        self.awaited = (self.joins && pause >= SHORTEST_PAUSE).then(|| Awaited { rows, until: now + pause });
     }
 
     /// Takes a request in, or refuses it when the queue is full or too long for the request's deadline. An empty queue takes a
@@ -126,7 +143,8 @@ impl Queue {
     pub fn wait_until(&mut self, now: Instant) -> Option<Instant> {
         self.drop_head(now);
         let head = self.entries.front()?;
-        let until = head.entered + self.limits.max_delay;
+        let awaited = self.awaited.filter(|awaited| self.pace.gains(self.rows, awaited.rows));
+        let until = (head.entered + self.limits.max_delay).max(awaited.map_or(now, |awaited| awaited.until));
         if !self.joins || until <= now {
             return None;
         }
@@ -142,6 +160,7 @@ impl Queue {
     /// their places; the first of its bucket that does not fit ends the batch, so that none is overtaken by its like.
     pub fn take(&mut self, now: Instant) -> Vec<Entry> {
         self.drop_head(now);
+        self.awaited = None;
         let Some(head) = self.pop() else { return Vec::new() };
         let mut rows = head.request.rows;
         let mut batch = vec![head];
@@ -312,10 +331,41 @@ mod tests {
     }
 
     #[test]
+    fn the_next_batch_waits_a_moment_for_those_who_were_just_answered_where_larger_ones_are_quicker() {
+        let now = Instant::now();
+        let moment = Duration::from_millis(1);
+        // A row by itself takes 40 ms, eight take 100 ms.
+        let waits = |eight: u64, rows: &[(usize, usize)]| {
+            let (mut queue, _answers) = filled(LIMITS, true, &[(1, 4)], now);
+            queue.has_run(1, Duration::from_millis(40), now);
+            queue.has_run(7, Duration::from_millis(eight), now);
+            let more: Vec<_> = rows.iter().map(|(rows, width)| entry(*rows, *width, now)).collect();
+            let _answers: Vec<_> = more
+                .into_iter()
+                .map(|(entry, answer)| {
+                    queue.push(entry, None).unwrap();
+                    answer
+                })
+                .collect();
+            let until = queue.wait_until(now + moment);
+            assert!(queue.wait_until(now + 20 * moment).is_none(), "not for long");
+            until
+        };
+        assert_eq!(waits(100, &[]), Some(now + 2 * moment));
+        assert!(waits(100, &[(3, 4)]).is_some());
+        assert_eq!(waits(100, &[(7, 4)]), None, "they are all there");
+        assert_eq!(waits(320, &[]), None, "a larger batch gains nothing");
+        let (mut queue, _answers) = filled(LIMITS, true, &[(1, 4)], now);
+        queue.has_run(1, Duration::from_millis(1), now);
+        queue.has_run(7, Duration::from_millis(2), now);
+        assert_eq!(queue.wait_until(now), None, "it is as quick as a timer");
+    }
+
+    #[test]
     fn what_cannot_be_answered_in_time_is_refused_at_once_unless_nothing_else_is_to_do() {
         let now = Instant::now();
         let (mut queue, _answers) = filled(LIMITS, true, &[(8, 4), (8, 4)], now);
-        queue.learn(8, Duration::from_millis(10));
+        queue.has_run(8, Duration::from_millis(10), now);
         let ask = |queue: &mut Queue, milliseconds, running| {
             let (mut entry, _) = entry(8, 4, now);
             entry.request.deadline = Some(now + Duration::from_millis(milliseconds));

@@ -112,7 +112,7 @@ impl Drop for Turn<'_> {
         match self.ran {
             Some((bytes, took)) => {
                 state.quick.learn(bytes, took);
-                state.queue.learn(self.rows, took);
+                state.queue.has_run(self.rows, took, Instant::now());
             }
             // A panic: whoever runs it does not get to look after the rest.
             None => self.shared.wake_worker(state),
