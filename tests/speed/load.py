@@ -12,7 +12,7 @@ import numpy as np
 import tritonclient.grpc
 from tritonclient.grpc import service_pb2
 
-from servers import LOAD_CPU, Server
+from servers import LOAD_CPU, SERVER_CPU, Server
 
 WRK = """
 local file = io.open(os.getenv("BODY"), "rb")
@@ -98,13 +98,26 @@ class Request:
 def measure(server: Server, protocol: str, request: Request, connections: int, seconds: float) -> Measured:
     """As many requests as `connections` clients make, each waiting for its answer before it asks again."""
     request.check(server, protocol)
-    tool = h2load if protocol == "gRPC" else wrk
-    tool(server, protocol, request, connections, min(1, seconds))  # warm
+    tool, url = wrk, f"http://127.0.0.1:{server.http}/v2/models/{server.name}/infer"
+    if protocol == "gRPC":
+        tool, url = h2load, f"http://127.0.0.1:{server.grpc}/{METHOD}"
+    tool(url, protocol, request, connections, min(1, seconds))  # warm
     before = server.cpu()
-    count, spent, p50, p99 = tool(server, protocol, request, connections, seconds)
+    count, spent, p50, p99 = tool(url, protocol, request, connections, seconds)
     cpu = (server.cpu() - before) / count * 1000
     request.check(server, protocol)
     return Measured(count / spent, p50, p99, cpu)
+
+
+def floor(request: Request, seconds: float) -> float:
+    """The median seconds of a request that a program answers without looking at it: what the kernel and wrk take."""
+    command = ["taskset", "--cpu-list", SERVER_CPU, os.environ["FLOOR"]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        try:
+            port = int(program.stdout.readline())
+            return wrk(f"http://127.0.0.1:{port}/", "REST JSON", request, 1, seconds)[2]
+        finally:
+            program.kill()
 
 
 def on_its_cpu(*command, **options) -> str:
@@ -112,27 +125,25 @@ def on_its_cpu(*command, **options) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout
 
 
-def wrk(server: Server, protocol: str, request: Request, connections: int, seconds: float):
+def wrk(url: str, protocol: str, request: Request, connections: int, seconds: float):
     binary = protocol == "REST binary"
     kind, head = request.headers(binary)
     environment = {"BODY": str(request.binary if binary else request.json), "KIND": kind, "HEAD": head}
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(WRK)
         script.flush()
-        url = f"http://127.0.0.1:{server.http}/v2/models/{server.name}/infer"
         told = on_its_cpu("wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s", "-s", script.name, url,
                           env=os.environ | environment)  # fmt: skip
     found = json.loads(told.splitlines()[-1])
-    assert found["failed"] == 0, f"{found['failed']} requests to {server.kind} failed"
+    assert found["failed"] == 0, f"{found['failed']} requests failed"
     return found["requests"], found["seconds"], found["p50"], found["p99"]
 
 
-def h2load(server: Server, _protocol: str, request: Request, connections: int, seconds: float):
+def h2load(url: str, _protocol: str, request: Request, connections: int, seconds: float):
     with tempfile.NamedTemporaryFile("r") as log:
         told = on_its_cpu(
             "h2load", "--threads=1", f"--clients={connections}", "--max-concurrent-streams=1", f"--duration={max(1, round(seconds))}",
-            f"--data={request.grpc}", "--header=content-type: application/grpc", "--header=te: trailers", f"--log-file={log.name}",
-            f"http://127.0.0.1:{server.grpc}/{METHOD}",
+            f"--data={request.grpc}", "--header=content-type: application/grpc", "--header=te: trailers", f"--log-file={log.name}", url,
         )  # fmt: skip
         lines = [line.split() for line in log.read().splitlines()]
     answered = np.array([int(line[2]) for line in lines if line[1] == "200"])

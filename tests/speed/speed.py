@@ -15,7 +15,7 @@ import onnxruntime
 
 import models
 import report
-from load import Measured, Request, goodput, measure
+from load import Measured, Request, floor, goodput, measure
 from servers import SERVER_CPU, Server
 
 SERVERS = ["ortolan", "mlserver", "kserve"]
@@ -53,9 +53,10 @@ def small(options, folder: pathlib.Path) -> dict:
     """A model that costs next to nothing: what the way to it and back costs."""
     path = models.mlp(folder / "mlp.onnx", 64, 256, 256, 10)
     request = request_to("mlp", path, np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32))
-    alone, cells, started, memory = [], collections.defaultdict(list), collections.defaultdict(list), {}
+    alone, nothing, cells, started, memory = [], [], collections.defaultdict(list), collections.defaultdict(list), {}
     for turn in range(options.rounds):
         alone.append(raw(path, [1])["medians"][1])
+        nothing.append(floor(request, options.seconds))
         for kind in options.servers.split(","):
             with Server(kind, "mlp", path, fresh(folder)) as server:
                 started[kind].append(server.started)
@@ -66,7 +67,7 @@ def small(options, folder: pathlib.Path) -> dict:
                         say(f"{turn + 1}/{options.rounds} {kind}, {protocol}, {connections} connections: {found.rate:.0f}/s")
                 memory[kind] = max(memory.get(kind, 0), server.peak_memory())
     started = {kind: statistics.median(times) for kind, times in started.items()}
-    return {"raw": statistics.median(alone), "cells": {cell: middle(found) for cell, found in cells.items()}, "started": started, "memory": memory}
+    return {"raw": statistics.median(alone), "floor": statistics.median(nothing), "cells": {cell: middle(found) for cell, found in cells.items()}, "started": started, "memory": memory}
 
 
 def protocols(kind: str) -> list[str]:
