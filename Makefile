@@ -26,7 +26,7 @@ demo-down: ## Takes the demo away again
 	@demo/down
 
 .PHONY: test
-test: check clients-test chart-test gitops-test docker-test faults-test scale-test cluster-test e2e ## Everything that proves the project
+test: check fuzz-test clients-test chart-test gitops-test docker-test faults-test scale-test cluster-test e2e ## Everything that proves the project
 
 .PHONY: check
 check: setup ## Format, lints, licences, generated files, unit tests
@@ -47,6 +47,10 @@ chart-test: setup ## The Helm chart, without a cluster
 .PHONY: docker-test
 docker-test: setup ## The images with a real Docker engine
 	tests/docker/run $(ARGS)
+
+.PHONY: fuzz-test
+fuzz-test: setup ## Hostile requests and model files, by libFuzzer (ARGS: seconds for each target)
+	tests/fuzz/run $(ARGS)
 
 .PHONY: gitops-test
 gitops-test: setup ## What Flux and Argo CD make of models, without a cluster

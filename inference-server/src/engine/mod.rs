@@ -66,7 +66,7 @@ pub struct TensorSpec {
 }
 
 /// The names of classes by output.
-type Labels = HashMap<String, Vec<String>>;
+pub type Labels = HashMap<String, Vec<String>>;
 
 /// One dimension of an input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,14 +125,17 @@ impl Signature {
     }
 }
 
+/// Checks a model file before the runtime sees it. Gives the model and the names of its classes where it has to be another one
+/// than stands in the file.
+pub fn look_at(path: &Path) -> Result<Option<(Vec<u8>, Labels)>, Failure> {
+    Ok(if inspect::check(path)?.has_zip_map { zipmap::replaced(&inspect::read(path)?) } else { None })
+}
+
 /// Reads a model file: checks it, then builds an engine that runs on `threads` threads.
 pub fn load(path: &Path, threads: usize) -> Result<OnnxEngine, Failure> {
-    let engine = if inspect::check(path)?.has_zip_map
-        && let Some((model, labels)) = zipmap::replaced(&inspect::read(path)?)
-    {
-        OnnxEngine::load(onnx::From::Memory { model: &model, labels }, threads)?
-    } else {
-        OnnxEngine::load(onnx::From::File(path), threads)?
+    let engine = match look_at(path)? {
+        Some((model, labels)) => OnnxEngine::load(onnx::From::Memory { model: &model, labels }, threads)?,
+        None => OnnxEngine::load(onnx::From::File(path), threads)?,
     };
     let signature = engine.signature();
     if signature.inputs.is_empty() || signature.outputs.is_empty() {
