@@ -20,6 +20,7 @@ use crate::access::Keys;
 use crate::batch::Limits;
 use crate::cpu;
 use crate::fetch::{Digest, Source};
+use crate::tls::Tls;
 
 /// Ortolan's inference server: one ONNX model behind the Open Inference Protocol.
 #[derive(Debug, Parser)]
@@ -76,6 +77,13 @@ pub struct ServeArguments {
     /// Changes count within seconds
     #[arg(long, value_name = "DIR", env = "ORTOLAN_API_KEYS_DIR")]
     pub api_keys_dir: Option<PathBuf>,
+    /// A folder with tls.crt and tls.key (a mounted Secret of TLS): REST and gRPC then speak TLS, and only that. Changes count
+    /// within seconds for new connections
+    #[arg(long, value_name = "DIR", env = "ORTOLAN_TLS_DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// A folder with ca.crt: clients must show a certificate of one of its authorities
+    #[arg(long, value_name = "DIR", requires = "tls_dir", env = "ORTOLAN_TLS_CLIENT_CA_DIR")]
+    pub tls_client_ca_dir: Option<PathBuf>,
     /// The model's format; only onnx
     #[arg(long, default_value = "onnx", env = "ORTOLAN_FORMAT")]
     pub format: String,
@@ -177,6 +185,8 @@ pub struct Config {
     pub batching: Limits,
     /// The keys that clients must show.
     pub keys: Option<Arc<Keys>>,
+    /// What is shown to clients that speak TLS; they must.
+    pub tls: Option<Arc<Tls>>,
     /// Bytes for answers that are given again; 0: none.
     pub response_cache: usize,
     /// What clients may send.
@@ -252,6 +262,7 @@ impl TryFrom<ServeArguments> for Config {
             owns_cache: arguments.cache_dir.is_some(),
             batching: batching(&arguments)?,
             keys: arguments.api_keys_dir.as_deref().map(Keys::read).transpose()?.map(Arc::new),
+            tls: tls(&arguments)?,
             response_cache: size(arguments.response_cache),
             requests: requests(&arguments)?,
             cpus,
@@ -266,6 +277,11 @@ impl TryFrom<ServeArguments> for Config {
             drain: Drain { delay: *arguments.drain_delay, timeout: *arguments.drain_timeout },
         })
     }
+}
+
+fn tls(arguments: &ServeArguments) -> Result<Option<Arc<Tls>>, Failure> {
+    let clients = arguments.tls_client_ca_dir.as_deref();
+    Ok(arguments.tls_dir.as_deref().map(|folder| Tls::read(folder, clients)).transpose()?.map(Arc::new))
 }
 
 /// Two switches between threads and back cost some 20 µs, and nobody notices a connection that is read so much later.

@@ -34,4 +34,5 @@ pub mod response_cache;
 pub mod serving;
 pub mod stats;
 pub mod tensor;
+pub mod tls;
 pub mod wire;

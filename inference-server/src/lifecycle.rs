@@ -46,6 +46,9 @@ pub async fn run(config: Config, last_words: &Testament, started: Instant) -> Re
         ops: ops::app(Arc::clone(&server)),
     };
     let running = ports.serve(apps, &config);
+    if let Some(tls) = config.tls.clone() {
+        tokio::spawn(async move { tls.follow().await });
+    }
     if let Some(keys) = config.keys.clone() {
         tokio::spawn(async move { keys.follow().await });
     }
@@ -148,15 +151,15 @@ impl Ports {
 
     fn serve(self, apps: Apps, config: &Config) -> Running {
         let (stop, stopped) = watch::channel(false);
-        let start = |listener, app, speaks, stopped| {
-            let connections = Connections::new(speaks, config.requests.head_timeout);
+        let start = |listener, app, speaks, tls, stopped| {
+            let connections = Connections::new(speaks, tls, config.requests.head_timeout);
             tokio::spawn(listen::serve(listener, app, connections, stopped))
         };
-        let http = start(self.http, apps.http, Speaks::Http, stopped.clone());
-        let grpc = start(self.grpc, apps.grpc, Speaks::Http2, stopped);
+        let http = start(self.http, apps.http, Speaks::Http, config.tls.clone(), stopped.clone());
+        let grpc = start(self.grpc, apps.grpc, Speaks::Http2, config.tls.clone(), stopped);
         // The operations port answers to the very end.
         let (ops_stop, ops_stopped) = watch::channel(false);
-        start(self.ops, apps.ops, Speaks::Http, ops_stopped);
+        start(self.ops, apps.ops, Speaks::Http, None, ops_stopped);
         Running { stop, _ops: ops_stop, http, grpc }
     }
 }

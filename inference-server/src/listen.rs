@@ -16,10 +16,14 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use ortolan_protocol::failure::{Failure, FailureReason};
 use rustix::io::Errno;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_rustls::server::TlsStream;
 use tower::Service;
 use tracing::{debug, warn};
+
+use crate::tls::Tls;
 
 /// How long to wait when no connection can be accepted, for want of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -68,13 +72,14 @@ pub async fn bind(address: IpAddr, port: u16, what: &str) -> Result<TcpListener,
 #[derive(Clone)]
 pub struct Connections {
     builder: Builder<TokioExecutor>,
+    tls: Option<Arc<Tls>>,
     /// How long a connection may take to show its protocol, and how long the head of a request may take.
     head_timeout: Duration,
 }
 
 impl Connections {
     /// The settings for a port that speaks so.
-    pub fn new(speaks: Speaks, head_timeout: Duration) -> Self {
+    pub fn new(speaks: Speaks, tls: Option<Arc<Tls>>, head_timeout: Duration) -> Self {
         let mut builder = Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout);
         builder
@@ -84,7 +89,17 @@ impl Connections {
             .initial_connection_window_size(WINDOW)
             .keep_alive_interval(KEEP_ALIVE);
         let builder = if speaks == Speaks::Http2 { builder.http2_only() } else { builder };
-        Self { builder, head_timeout }
+        Self { builder, tls, head_timeout }
+    }
+
+    /// Those of a connection whose client said by ALPN which HTTP it speaks; who says nothing speaks the older.
+    fn builder_for(&self, alpn: Option<&[u8]>) -> Builder<TokioExecutor> {
+        let builder = self.builder.clone();
+        match alpn {
+            _ if !builder.is_http1_available() => builder,
+            Some(b"h2") => builder.http2_only(),
+            _ => builder.http1_only(),
+        }
     }
 }
 
@@ -143,10 +158,41 @@ async fn serve_one(
 ) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
     // The timeouts of HTTP begin when it is known which HTTP it is.
-    tokio::select! {
-        begun = tokio::time::timeout(connections.head_timeout, begun(&stream)) => begun??,
+    let opening = async {
+        match &connections.tls {
+            None => begun(&stream).await.map(|()| Begun::Plain(stream)),
+            Some(tls) => tls.acceptor().accept(stream).await.map(|stream| Begun::Tls(Box::new(stream))),
+        }
+    };
+    let begun = tokio::select! {
+        begun = tokio::time::timeout(connections.head_timeout, opening) => begun??,
         () = stopped_for(stop.clone(), LINGER) => return Ok(()),
+    };
+    match begun {
+        Begun::Plain(stream) => answer(stream, connections.builder.clone(), router, (watcher, stop)).await,
+        Begun::Tls(stream) => {
+            let builder = connections.builder_for(stream.get_ref().1.alpn_protocol());
+            answer(stream, builder, router, (watcher, stop)).await
+        }
     }
+}
+
+/// A connection whose protocol is known.
+enum Begun {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Answers the requests of a connection until it ends or the server does.
+async fn answer<S>(
+    stream: S,
+    builder: Builder<TokioExecutor>,
+    router: Router,
+    (watcher, stop): (Watcher, watch::Receiver<bool>),
+) -> Result<(), BoxError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let has_request = Arc::new(AtomicBool::new(false));
     let service = {
         let has_request = Arc::clone(&has_request);
@@ -155,7 +201,7 @@ async fn serve_one(
             router.clone().call(request)
         })
     };
-    let connection = connections.builder.serve_connection(TokioIo::new(stream), service).into_owned();
+    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     tokio::select! {
         ended = watcher.watch(connection) => ended,
         () = async {

@@ -75,6 +75,8 @@ pub enum FailureReason {
     LoadTimedOut,
     /// The API keys of clients cannot be used: there is none, or something else than a SHA-256 stands there.
     ApiKeysInvalid,
+    /// TLS cannot be offered: the certificate, its key or the authorities of clients' certificates cannot be used.
+    TlsInvalid,
     /// The settings cannot be met: ports, threads, batching.
     ConfigInvalid,
     /// Anything else; the message says what.
@@ -123,6 +125,7 @@ impl FailureReason {
             Self::OutOfMemory => "OutOfMemory",
             Self::LoadTimedOut => "LoadTimedOut",
             Self::ApiKeysInvalid => "ApiKeysInvalid",
+            Self::TlsInvalid => "TlsInvalid",
             Self::ConfigInvalid => "ConfigInvalid",
             Self::Internal => "Internal",
         }

@@ -56,7 +56,7 @@ const fn advice(reason: FailureReason) -> Option<&'static str> {
         FailureReason::LoadTimedOut => Some(
             "Give it more CPU in spec.server.resources or more time in spec.server.loadTimeout, or serve another model",
         ),
-        FailureReason::ConfigInvalid => Some("Change spec.server"),
+        FailureReason::TlsInvalid | FailureReason::ConfigInvalid => Some("Change spec.server"),
         // The message says what to do, or nobody knows.
         FailureReason::ExternalDataMissing | FailureReason::Internal => None,
     }

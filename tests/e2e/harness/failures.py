@@ -41,7 +41,7 @@ def said_by_servers(namespace: Namespace, store: ModelStore, digits: bytes) -> l
     store.answers = {"forbidden.onnx": 403, "broken.onnx": 503}
     text = store.add("text.onnx", b"<html><body>please log in</body></html>")
     uris = {name: store.add(f"{name}.onnx", (MODELS / f"refused-{name}.onnx").read_bytes()) for name in ("opset", "external", "endless")}
-    # About 40 MiB: beside some 40 MiB of the server's own it fits into 96 MiB, and its copy while it is loaded does not.
+    # About 40 MiB: beside some 30 MiB of the server's own it fits into 96 MiB, and its copy while it is loaded does not.
     large = store.add("large.onnx", heavy(3200, 1))
     memory = lambda limit: {"resources": {"requests": {"memory": "16Mi"}, "limits": {"memory": limit}}}
     namespace.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "clear"}, "stringData": {"team": "hushhush"}})
@@ -59,7 +59,7 @@ def said_by_servers(namespace: Namespace, store: ModelStore, digits: bytes) -> l
         Case(manifest("external", uris["external"]), "ExternalDataMissing", **stalled),
         Case(manifest("endless", uris["endless"], server={"loadTimeout": "2s"}), "LoadTimedOut", **stalled),
         Case(manifest("clear-keys", good, server={"apiKeysSecret": "clear"}), "ApiKeysInvalid", **stalled),
-        Case(manifest("too-large", large, server=memory("64Mi")), "OutOfMemory", **stalled),
+        Case(manifest("too-large", large, server=memory("48Mi")), "OutOfMemory", **stalled),
         Case(manifest("killed", large, server=memory("96Mi")), "OutOfMemory", **stalled),
     ]
 
