@@ -56,8 +56,8 @@ fn prepare() {
     // The allocator asks for huge pages, and gets 2 MiB for the first byte of each: a third of a small server's memory. A kernel
     // that cannot does as it did before.
     let _ = disable_transparent_huge_pages(true);
-    // Microsoft's build of ONNX Runtime collects what it sees of models and hardware in a database in the home directory, and sends
-    // it. Its programming interface switches that off too late.
+    // Microsoft's build of ONNX Runtime opens a database of telemetry in the home directory, and has what it takes to upload it. Its
+    // programming interface switches that off too late.
     // SAFETY: this is the only thread.
     unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
 }
