@@ -8,21 +8,19 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
-use std::time::Duration;
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use ortolan_protocol::failure::{Failure, FailureReason};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::error::{Error, ErrorKind};
+use crate::follow::follow;
 
 /// Another header for a key than `Authorization`.
 const HEADER: &str = "x-api-key";
-/// The longest that a change of the files goes unnoticed.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 type Hash = [u8; 32];
 
@@ -67,34 +65,19 @@ impl Keys {
         if bool::from(matches) { Ok(()) } else { Err(unauthenticated("the API key is not one that this server knows")) }
     }
 
-    /// Follows the files for as long as it is polled. While they cannot be read, the keys that were known count; once there are
-    /// none, nobody is let in.
+    /// Follows the files for as long as it is polled. Once there are no keys in them, nobody is let in.
     pub async fn follow(&self) {
-        let mut was_readable = true;
-        loop {
-            tokio::time::sleep(LOOK_AGAIN).await;
-            was_readable = self.look_again(was_readable);
-        }
+        follow("the API keys", || self.look_again()).await;
     }
 
-    /// Whether the files could be read.
-    fn look_again(&self, was_readable: bool) -> bool {
-        match hashes(&self.folder) {
-            Ok(found) => {
-                let mut accepted = self.accepted.write().unwrap_or_else(PoisonError::into_inner);
-                if *accepted != found {
-                    info!(keys = found.len(), "the API keys changed");
-                    *accepted = found;
-                }
-                true
-            }
-            Err(message) => {
-                if was_readable {
-                    warn!("the API keys stay as they are: {message}");
-                }
-                false
-            }
+    fn look_again(&self) -> Result<(), String> {
+        let found = hashes(&self.folder)?;
+        let mut accepted = self.accepted.write().unwrap_or_else(PoisonError::into_inner);
+        if *accepted != found {
+            info!(keys = found.len(), "the API keys changed");
+            *accepted = found;
         }
+        Ok(())
     }
 }
 
@@ -202,14 +185,14 @@ mod tests {
         let folder = folder(&[("a", &hex("old"))]);
         let keys = Keys::read(folder.path()).unwrap();
         fs::write(folder.path().join("a"), hex("new")).unwrap();
-        assert!(keys.look_again(true));
+        assert!(keys.look_again().is_ok());
         assert_eq!(outcome(&keys, "x-api-key", "old"), Err(ErrorKind::Unauthenticated));
         assert_eq!(outcome(&keys, "x-api-key", "new"), Ok(()));
         fs::write(folder.path().join("a"), "half of a fi").unwrap();
-        assert!(!keys.look_again(true));
+        assert!(keys.look_again().is_err());
         assert_eq!(outcome(&keys, "x-api-key", "new"), Ok(()));
         fs::remove_file(folder.path().join("a")).unwrap();
-        assert!(keys.look_again(false));
+        assert!(keys.look_again().is_ok());
         assert_eq!(outcome(&keys, "x-api-key", "new"), Err(ErrorKind::Unauthenticated));
     }
 

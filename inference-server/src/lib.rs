@@ -19,6 +19,7 @@ pub mod describe;
 pub mod engine;
 pub mod error;
 pub mod fetch;
+mod follow;
 pub mod grpc;
 pub mod healthcheck;
 pub mod http;

@@ -169,10 +169,10 @@ async fn serve_one(
         () = stopped_for(stop.clone(), LINGER) => return Ok(()),
     };
     match begun {
-        Begun::Plain(stream) => answer(stream, connections.builder.clone(), router, (watcher, stop)).await,
+        Begun::Plain(stream) => answer(stream, &connections.builder, router, (watcher, stop)).await,
         Begun::Tls(stream) => {
             let builder = connections.builder_for(stream.get_ref().1.alpn_protocol());
-            answer(stream, builder, router, (watcher, stop)).await
+            answer(stream, &builder, router, (watcher, stop)).await
         }
     }
 }
@@ -186,7 +186,7 @@ enum Begun {
 /// Answers the requests of a connection until it ends or the server does.
 async fn answer<S>(
     stream: S,
-    builder: Builder<TokioExecutor>,
+    builder: &Builder<TokioExecutor>,
     router: Router,
     (watcher, stop): (Watcher, watch::Receiver<bool>),
 ) -> Result<(), BoxError>

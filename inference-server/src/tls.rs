@@ -7,7 +7,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
 use rustls::crypto::ring;
@@ -16,14 +15,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
-use tracing::{info, warn};
+use tracing::info;
+
+use crate::follow::follow;
 
 /// The files of a folder: the server's certificate and those that lead to it, its key, and who signs certificates of clients.
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 const CLIENT_AUTHORITIES: &str = "ca.crt";
-/// The longest that a change of the files goes unnoticed.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What the server shows to its clients, and wants to see of them.
 pub struct Tls {
@@ -69,20 +68,9 @@ impl Tls {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).1).into()
     }
 
-    /// Follows the files for as long as it is polled. While they are no good, those that were count.
+    /// Follows the files for as long as it is polled.
     pub async fn follow(&self) {
-        let mut was_good = true;
-        loop {
-            tokio::time::sleep(LOOK_AGAIN).await;
-            match self.look_again() {
-                Ok(()) => was_good = true,
-                Err(message) if was_good => {
-                    warn!("the TLS certificate stays as it is: {message}");
-                    was_good = false;
-                }
-                Err(_) => {}
-            }
-        }
+        follow("the TLS certificate and its key", || self.look_again()).await;
     }
 
     fn look_again(&self) -> Result<(), String> {

@@ -89,6 +89,9 @@ fn default_replicas() -> u32 {
     1
 }
 
+/// Whether a text can be the name of an object of Kubernetes.
+const IS_NAME: &str = "self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')";
+
 /// Where the model's bytes come from.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -128,7 +131,7 @@ pub struct Model {
     /// GOOGLE_SERVICE_ACCOUNT_KEY for gs; AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY for az. Mounted into
     /// the pods; the operator never reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
+    #[x_kube(validation = Rule::new(IS_NAME)
         .message("credentialsSecret must be a Secret's name: a-z, 0-9, '-' and '.'"))]
     pub credentials_secret: Option<String>,
     /// The format of the bytes.
@@ -182,7 +185,7 @@ pub struct Server {
     /// A ServiceAccount in the same namespace that the pods run as, for the identity that a cloud ties to it (IAM roles for
     /// service accounts, workload identity). No token of the Kubernetes API is mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
+    #[x_kube(validation = Rule::new(IS_NAME)
         .message("serviceAccountName must be a ServiceAccount's name: a-z, 0-9, '-' and '.'"))]
     pub service_account_name: Option<String>,
     /// Memory for answers, as in `64Mi`: a request with exactly the same inputs as one before is given its answer again, and the
@@ -195,7 +198,7 @@ pub struct Server {
     /// of these keys (`Authorization: Bearer KEY` or `x-api-key: KEY`) are refused, but for those about health. Mounted
     /// into the pods; the operator never reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
+    #[x_kube(validation = Rule::new(IS_NAME)
         .message("apiKeysSecret must be a Secret's name: a-z, 0-9, '-' and '.'"))]
     pub api_keys_secret: Option<String>,
 }

@@ -15,13 +15,11 @@ from harness.chaos import SteadyLoad, Untouched, another_address, check_children
 from harness.helm import CHART, helm
 from harness.kube import KubectlError, Namespace, check_operator_log, kubectl, manifest, wait_for
 from harness.load import failures
-from harness.operator import rolled_out
+from harness.operator import SELECTOR, SYSTEM, rolled_out
 from test_chart import by_kubectl_afterwards, install_by_kubectl  # noqa: F401 (the first is a fixture)
 
 pytestmark = pytest.mark.chaos
 BODY = json.dumps({"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}]}).encode()
-SYSTEM = Namespace("ortolan-system")
-OPERATOR = ("--selector", "app.kubernetes.io/name=ortolan")
 KILLS = 100
 # Seconds for which clients are watched that come when the lost servers are out of the Service.
 NEWCOMERS = 15
@@ -173,7 +171,7 @@ def test_serving_does_not_notice_that_api_server_and_etcd_are_killed(namespace, 
     finally:
         load.end_without_failures()
         # An API server that has just started refuses calls for want of roles; what its log tells of that is no defect.
-        SYSTEM.kubectl("delete", "pod", *OPERATOR, timeout=90)
+        SYSTEM.kubectl("delete", "pod", *SELECTOR, timeout=90)
 
 
 def quietly(act) -> bool:
@@ -331,5 +329,5 @@ def kill(leader: str, uid: str) -> int:
     away = ("--force", "--grace-period=0", "--wait=false", "--ignore-not-found")
     SYSTEM.kubectl("delete", *away, f"pod/{leader}", "lease/ortolan")
     if not uid:
-        SYSTEM.kubectl("delete", *away, "pod", *OPERATOR)
+        SYSTEM.kubectl("delete", *away, "pod", *SELECTOR)
     return len(victims)

@@ -123,10 +123,12 @@ impl Queue {
             return Err(Error::new(ErrorKind::Overloaded, "the queue is full; try again later"));
         }
         let is_idle = self.entries.is_empty() && running.is_none();
-        let ahead =
-            running.map_or(Duration::ZERO, |rows| self.pace.batch(rows)).saturating_add(self.pace.backlog(rows));
+        let ahead = || {
+            let running = running.map_or(Duration::ZERO, |rows| self.pace.batch(rows));
+            running.saturating_add(self.pace.backlog(rows))
+        };
         let is_hopeless =
-            |deadline: Instant| ahead > deadline.saturating_duration_since(entry.entered).mul_f64(CERTAIN);
+            |deadline: Instant| ahead() > deadline.saturating_duration_since(entry.entered).mul_f64(CERTAIN);
         // What is known may be wrong, and whoever is not busy finds it out.
         if !is_idle && entry.request.deadline.is_some_and(is_hopeless) {
             return Err(Error::new(

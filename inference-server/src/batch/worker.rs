@@ -77,7 +77,6 @@ fn next(shared: &Shared) -> Option<Turn<'_>> {
 struct Turn<'a> {
     shared: &'a Shared,
     batch: Vec<Entry>,
-    rows: usize,
     /// The bytes and the time of the batch, once it has run.
     ran: Option<(usize, Duration)>,
 }
@@ -89,9 +88,8 @@ impl<'a> Turn<'a> {
         if batch.is_empty() {
             return None;
         }
-        let rows = batch.iter().map(|entry| entry.request.rows).sum();
-        state.running = Some(rows);
-        Some(Self { shared, batch, rows, ran: None })
+        state.running = Some(batch.iter().map(|entry| entry.request.rows).sum());
+        Some(Self { shared, batch, ran: None })
     }
 
     fn run(mut self) {
@@ -108,11 +106,11 @@ impl<'a> Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.running = None;
+        let rows = state.running.take().unwrap_or_default();
         match self.ran {
             Some((bytes, took)) => {
                 state.quick.learn(bytes, took);
-                state.queue.has_run(self.rows, took, Instant::now());
+                state.queue.has_run(rows, took, Instant::now());
             }
             // A panic: whoever runs it does not get to look after the rest.
             None => self.shared.wake_worker(state),
