@@ -2,10 +2,8 @@
 
 import datetime
 import os
-import pathlib
-import re
 
-BEGIN, END = "<!-- measured: make scale-bench -->", "<!-- end -->"
+from measured import machine
 
 # What the project wants of ten thousand models on two processors.
 FIGURES = {"reconciled": 15 * 60, "edit p99": 1.0, "restart": 5.0, "memory at rest": 128 << 20}
@@ -35,20 +33,7 @@ def table(options, results: dict) -> str:
         ("processors used at rest", f"{results['cpu at rest']:.2f}", ""),
     ]
     head = (f"{results['models']} models in {options.namespaces} namespaces, a pod each, one of a hundred with requests. "
-            f"{machine()}, {datetime.date.today()}; load average of the machine at the end: {os.getloadavg()[1]:.1f}.")
+            f"{machine()}, which also ran the whole control plane, kwok and the fake servers, {datetime.date.today()}; load average of the machine at the end: {os.getloadavg()[1]:.1f}.")
     lines = [head, "", "| | measured | wanted |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows), "",
              f"The calls, for each model: {results['by call']}."]
     return "\n".join(lines)
-
-
-def machine() -> str:
-    model = re.search(r"^model name\s*:\s*(.+)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
-    name = model[1] if model else "an unnamed processor"
-    return f"{os.cpu_count()} × {name}, which also ran the whole control plane, kwok and the fake servers"
-
-
-def write(path: pathlib.Path, text: str):
-    old = path.read_text()
-    assert BEGIN in old and END in old, f"{path} has no place for the table: {BEGIN} … {END}"
-    before, rest = old.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 
+import measured
 import report
 from api import Api
 from control_plane import ADMIN, OPERATOR, SERVER, ControlPlane, wait
@@ -58,7 +59,7 @@ def main():
     table = report.table(options, results)
     print(table)
     if options.report:
-        report.write(options.report, table)
+        measured.write(options.report, "make scale-bench", table)
     if options.figures and (missed := report.missed(results)):
         sys.exit(f"not reached: {', '.join(missed)}")
 

@@ -1,13 +1,12 @@
 """The tables of what was measured, and the plot."""
 
 import datetime
-import os
 import pathlib
-import re
 
 import matplotlib
 
-BEGIN, END = "<!-- measured: tests/speed/run -->", "<!-- end of the server's -->"
+import measured
+
 NAMES = {"ortolan": "Ortolan", "mlserver": "MLServer 1.7.1", "kserve": "KServe 0.21.0"}
 MIB = 1 << 20
 
@@ -21,9 +20,9 @@ def number(value: float) -> str:
 
 
 def tables(results: dict) -> str:
-    lines = [f"{machine()}, {datetime.date.today()}: the server on one processor, the tool that loads it on another.", ""]
+    lines = [f"{measured.machine()}, {datetime.date.today()}: the server on one processor, the tool that loads it on another.", ""]
     for part, found in results.items():
-        lines += small(found) if part == "small" else overload(found) if part == "overload" else large(part, found)
+        lines += PARTS[part](found)
     return "\n".join(lines).rstrip()
 
 
@@ -52,8 +51,7 @@ def small(found: dict) -> list[str]:
     return [*lines, f"From the start of the process until it is ready: {started}.", ""]
 
 
-def large(name: str, found: dict) -> list[str]:
-    title = {"bert": "BERT-base's shape, 32 tokens", "resnet50": "ResNet-50's shape, 224 × 224"}[name]
+def large(title: str, found: dict) -> list[str]:
     lines = [f"**{title}**, random weights, {found['size'] / MIB:.0f} MiB, gRPC. ONNX Runtime alone: {found['single']:.1f} rows/s one by one, "
              f"{found['raw']:.1f} at best; its session takes {found['session']:.2f} s to make.", ""]  # fmt: skip
     table = []
@@ -72,9 +70,12 @@ def overload(found: dict) -> list[str]:
     return lines + rows(["", "at most, requests/s", *(f"{times} ×" for times in multiples)], table) + ["![Answers in time under overload](overload.svg)", ""]
 
 
-def machine() -> str:
-    model = re.search(r"^model name\s*:\s*(.+)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
-    return f"{os.cpu_count()} × {model[1] if model else 'an unnamed processor'}"
+PARTS = {
+    "small": small,
+    "bert": lambda found: large("BERT-base's shape, 32 tokens", found),
+    "resnet50": lambda found: large("ResNet-50's shape, 224 × 224", found),
+    "overload": overload,
+}
 
 
 def plot(found: dict, path: pathlib.Path):
@@ -93,9 +94,6 @@ def plot(found: dict, path: pathlib.Path):
 
 
 def write(path: pathlib.Path, text: str, results: dict):
-    old = path.read_text()
-    assert BEGIN in old and END in old, f"{path} has no place for the tables: {BEGIN} … {END}"
-    before, rest = old.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
+    measured.write(path, "make speed-bench", text)
     if "overload" in results:
         plot(results["overload"], path.with_name("overload.svg"))

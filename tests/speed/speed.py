@@ -57,7 +57,7 @@ def small(options, folder: pathlib.Path) -> dict:
     for turn in range(options.rounds):
         alone.append(raw(path, [1])["medians"][1])
         nothing.append(floor(request, options.seconds))
-        for kind in options.servers.split(","):
+        for kind in options.servers:
             with Server(kind, "mlp", path, fresh(folder)) as server:
                 started[kind].append(server.started)
                 for protocol in protocols(kind):
@@ -75,16 +75,13 @@ def protocols(kind: str) -> list[str]:
     return ["REST JSON", "gRPC"] if kind == "mlserver" else ["REST JSON", "REST binary", "gRPC"]
 
 
-def large(options, folder: pathlib.Path, name: str) -> dict:
+def large(options, folder: pathlib.Path, name: str, make, values: np.ndarray) -> dict:
     """A model that takes all the time there is; ONNX Runtime alone is measured in turns with the servers."""
-    path = {"bert": models.bert, "resnet50": models.resnet50}[name](folder / f"{name}.onnx")
-    values = np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)
-    if name == "bert":
-        values = np.random.default_rng(1).integers(0, 30000, (1, TOKENS))
+    path = make(folder / f"{name}.onnx")
     request = request_to(name, path, values)
     alone, cells, started, memory = [], collections.defaultdict(list), {}, {}
     for turn in range(options.rounds):
-        for kind in options.servers.split(","):
+        for kind in options.servers:
             alone.append(raw(path, [1, 8], options.seconds))
             with Server(kind, name, path, fresh(folder)) as server:
                 started[kind] = server.started
@@ -105,7 +102,7 @@ def overload(options, folder: pathlib.Path) -> dict:
     path = models.mlp(folder / "wide.onnx", 64, 4096, 4096, 4096, 10)
     request = request_to("wide", path, np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32), DEADLINE)
     curves = {}
-    for kind in options.servers.split(","):
+    for kind in options.servers:
         with Server(kind, "wide", path, fresh(folder)) as server:
             most = measure(server, "REST JSON", request, 64, options.seconds).rate
             curves[kind] = most, {times: goodput(server, request, times * most, 3 * options.seconds, DEADLINE) / most for times in MULTIPLES}
@@ -117,19 +114,42 @@ def fresh(folder: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(tempfile.mkdtemp(dir=folder))
 
 
+def bert(options, folder: pathlib.Path) -> dict:
+    return large(options, folder, "bert", models.bert, np.random.default_rng(1).integers(0, 30000, (1, TOKENS)))
+
+
+def resnet50(options, folder: pathlib.Path) -> dict:
+    image = np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    return large(options, folder, "resnet50", models.resnet50, image)
+
+
+PARTS = {"small": small, "bert": bert, "resnet50": resnet50, "overload": overload}
+
+
+def some_of(known):
+    """Reads a list with commas, of known names."""
+
+    def read(text: str) -> list[str]:
+        for name in (names := text.split(",")):
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return read
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=3, help="of which the medians count")
-    parser.add_argument("--parts", default="small,bert,resnet50,overload", help="what is measured")
-    parser.add_argument("--servers", default=",".join(SERVERS))
+    parser.add_argument("--parts", type=some_of(PARTS), default=list(PARTS), help="what is measured")
+    parser.add_argument("--servers", type=some_of(SERVERS), default=SERVERS)
     parser.add_argument("--report", type=pathlib.Path, help="a document that the tables go into, and the plot beside it")
     options = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for part in options.parts.split(","):
-            where = pathlib.Path(folder)
-            results[part] = small(options, where) if part == "small" else overload(options, where) if part == "overload" else large(options, where, part)
+        for part in options.parts:
+            results[part] = PARTS[part](options, pathlib.Path(folder))
     text = report.tables(results)
     print(text)
     if options.report:
