@@ -30,6 +30,8 @@ pub mod reason {
     pub const STARTING: &str = "Starting";
     /// A new revision is replacing the stable one.
     pub const ROLLING_OUT: &str = "RollingOut";
+    /// A server has the model loaded, and has not told yet which bytes it found.
+    pub const RESOLVING: &str = "Resolving";
     /// The digest was given and is checked, or was found.
     pub const RESOLVED: &str = "Resolved";
     /// Servers of one revision fetched different bytes.

@@ -36,6 +36,7 @@ pub(super) async fn report(
         desired: view.desired,
         decision: view.decision.as_ref(),
         numbers: view.numbers,
+        resolving: decided.resolving,
         // It was applied just now, or is there already.
         routed: seen.service.is_some() || applied.error.is_none(),
         apply_error: applied.error.as_ref().map(ToString::to_string),

@@ -133,6 +133,10 @@ fn artifact_resolved(facts: &Facts<'_>) -> Verdict {
         Some((revision, target)) => match (target.problem, target.read_digest) {
             (Some(problem), _) if problem.stage == Stage::Artifact => verdict("False", problem.reason, problem.message),
             (_, Some(digest)) => verdict("True", reason::RESOLVED, format!("the model is sha256:{digest}")),
+            _ if target.ready > 0 => {
+                let message = format!("revision {revision} serves and has not told the digest of its model yet");
+                verdict("Unknown", reason::RESOLVING, message)
+            }
             _ => {
                 let message = format!("no server of revision {revision} has fetched the model yet");
                 verdict("Unknown", reason::PENDING, message)
@@ -248,6 +252,10 @@ fn reconciling(facts: &Facts<'_>) -> Option<Verdict> {
         (_, _, Some(other)) => (reason::ROLLING_OUT, format!("the servers of revision {other} are being taken away")),
         _ if (ready < desired || replicas > desired) && (problem.is_some() || !carried_out_before(facts)) => {
             (reason::STARTING, format!("{ready} of {desired} servers answer"))
+        }
+        // Whoever waits for the end of this finds the digest in the status.
+        _ if facts.resolving && ready > 0 && !carried_out_before(facts) => {
+            (reason::RESOLVING, "the digest of the model is being read".to_owned())
         }
         _ => return None,
     };

@@ -64,6 +64,8 @@ pub struct Facts<'a> {
     pub decision: Option<&'a Decision>,
     /// What is to become of the numbers in `previous`.
     pub numbers: numbers::Change,
+    /// The wanted revision is not bound to a digest yet: its first server is to tell what it found.
+    pub resolving: bool,
     /// The Service exists.
     pub routed: bool,
     /// Why the children could not be applied.

@@ -29,6 +29,7 @@ struct Situation {
     decision: Option<Decision>,
     apply_error: Option<String>,
     needs_a_person: bool,
+    resolving: bool,
     routed: bool,
     numbers: numbers::Change,
 }
@@ -43,6 +44,7 @@ impl Situation {
             decision: None,
             apply_error: None,
             needs_a_person: false,
+            resolving: false,
             routed: true,
             numbers: numbers::Change::Keep,
         }
@@ -72,6 +74,7 @@ impl Situation {
             desired: 2,
             decision: self.decision.as_ref(),
             numbers: self.numbers,
+            resolving: self.resolving,
             routed: self.routed,
             apply_error: self.apply_error.clone(),
             needs_a_person: self.needs_a_person,
@@ -96,6 +99,20 @@ fn the_first_look_writes_every_condition() {
 #[test]
 fn a_model_that_serves() {
     insta::assert_snapshot!(Situation::serving().text());
+}
+
+#[test]
+fn a_model_that_serves_is_carried_out_once_its_digest_is_known() {
+    let mut situation = Situation { resolving: true, ..Situation::serving() };
+    situation.revisions.get_mut("a").unwrap().digest = None;
+    insta::assert_snapshot!(situation.text());
+    // Servers that never tell are not waited for for ever, nor again and again.
+    situation.resolving = false;
+    let settled = situation.status(NOW);
+    let reconciling = |status: &ModelDeploymentStatus| status.conditions.iter().any(|c| c.type_ == "Reconciling");
+    assert!(!reconciling(&settled));
+    situation = Situation { resolving: true, previous: settled, ..situation };
+    assert!(!reconciling(&situation.status(NOW)));
 }
 
 #[test]
