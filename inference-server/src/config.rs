@@ -54,7 +54,8 @@ pub struct HealthcheckArguments {
 /// The flags of `serve`.
 #[derive(Clone, Debug, Parser)]
 pub struct ServeArguments {
-    /// Where the model is: a path, file:///path, http://, https://, s3://BUCKET/KEY, gs://BUCKET/KEY or az://CONTAINER/KEY
+    /// Where the model is: a path, file:///path, http://, https://, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY,
+    /// oci://HOST/REPOSITORY:TAG or hf://OWNER/NAME/PATH; a file, an archive of one, or a folder on the disk
     #[arg(long, value_name = "URI", env = "ORTOLAN_MODEL")]
     pub model: String,
     /// The model's name in requests
@@ -105,8 +106,8 @@ pub struct ServeArguments {
     /// Threads that run the model [default: from the CPU limit]
     #[arg(long, env = "ORTOLAN_THREADS")]
     pub threads: Option<usize>,
-    /// The largest model that is fetched
-    #[arg(long, value_name = "BYTES", default_value = "2GiB", env = "ORTOLAN_MAX_MODEL_BYTES")]
+    /// The largest model that is fetched, with the files beside it
+    #[arg(long, value_name = "BYTES", default_value = "16GiB", env = "ORTOLAN_MAX_MODEL_BYTES")]
     pub max_model_bytes: ByteSize,
     /// How long loading the fetched model and running it for the first time may take
     #[arg(long, value_name = "TIME", default_value = "4m", env = "ORTOLAN_LOAD_TIMEOUT")]

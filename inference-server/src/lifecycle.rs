@@ -81,12 +81,18 @@ pub async fn run(config: Config, last_words: &Testament, started: Instant) -> Re
 async fn obtain(config: &Config, server: &Server, last_words: &Testament) -> Result<Model, Failure> {
     let library = config.onnxruntime.clone();
     let runtime = tokio::task::spawn_blocking(move || engine::initialize(&library));
+    let tell = |digest: &str| {
+        server.fetched(digest);
+        last_words.fetched(digest);
+    };
     let wanted = Wanted {
         digest: config.digest.clone(),
         max_bytes: config.max_model_bytes,
         cache: &config.cache_dir,
         retries: Retries::default(),
         access: Access { credentials: config.credentials_dir.as_deref(), cloud_identity: config.cloud_identity },
+        data_files: engine::data_files,
+        tell: &tell,
     };
     if config.owns_cache {
         fetch::sweep(&config.cache_dir, config.digest.hex());
@@ -94,8 +100,6 @@ async fn obtain(config: &Config, server: &Server, last_words: &Testament) -> Res
     let start = Instant::now();
     let fetched = fetch::fetch(&config.source, &wanted).await?;
     info!(bytes = fetched.bytes, sha256 = fetched.digest, took = ?start.elapsed(), "the model is fetched");
-    server.fetched(&fetched.digest);
-    last_words.fetched(&fetched.digest);
     // A model can hang the runtime: nobody would ever know why the server does not become ready.
     let loading = async {
         runtime

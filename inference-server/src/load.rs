@@ -1,5 +1,6 @@
 //! From a file to a model that answers: builds the engine, runs it a few times, and puts the batcher in front.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::batch::{Batcher, Limits};
+use crate::confine;
 use crate::engine::{self, Dimension, Engine, RunError, TensorSpec};
 use crate::fetch::Fetched;
 use crate::serving::Model;
@@ -46,9 +48,11 @@ pub async fn load(fetched: Fetched, threads: usize, limits: Limits, counters: Ar
 }
 
 fn load_here(fetched: &Fetched, threads: usize, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
+    // The engine's threads are started from here, too.
+    confine::to(&[fetched.path.parent().unwrap_or(Path::new(".")), &fetched.path]);
     let start = Instant::now();
-    let engine = engine::load(&fetched.path, threads)?;
-    // The runtime opened the file anew: what it read must be what has the digest.
+    let engine = engine::load(&fetched.path, &fetched.companions, threads)?;
+    // The runtime opened the files anew: what it read must be what has the digest.
     fetched.check_unchanged()?;
     let built = start.elapsed();
     serve(Box::new(engine), limits, counters, built)

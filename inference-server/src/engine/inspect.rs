@@ -1,12 +1,14 @@
 //! A look at a model file before the runtime sees it.
 //!
 //! Two things are checked. That the file is an ONNX model at all: people serve download pages, pickles and zipped
-//! folders, and deserve a better answer than "protobuf parsing failed". And that it is self-contained: an ONNX tensor may
-//! name another file to read its numbers from, which has been a way out of the model's folder in many runtimes.
+//! folders, and deserve a better answer than "protobuf parsing failed". And which other files it names: an ONNX tensor may
+//! lie in another file, which has been a way out of the model's folder in many runtimes. Only files that were fetched with
+//! the model and looked at, too, may be named.
 //!
 //! The file is walked as a protobuf without being read into memory: fields that cannot hold what is looked for,
 //! weights above all, are skipped.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -14,10 +16,17 @@ use std::path::Path;
 use ortolan_protocol::failure::{Failure, FailureReason};
 
 use super::zipmap;
+use crate::inside::Inside;
 
 /// Graphs nest inside nodes; ONNX models nest a few levels deep.
 const MAX_DEPTH: usize = 64;
 const HEAD: usize = 512;
+/// The most other files that a model may name; exporters write one, or one for each tensor.
+const MOST_FILES: usize = 4096;
+/// The tags of the two texts of a `StringStringEntryProto`, and how long they may be here.
+const ENTRY_KEY: u64 = 1 << 3 | 2;
+const ENTRY_VALUE: u64 = 2 << 3 | 2;
+const LONGEST_ENTRY: u64 = 4096;
 
 /// What was found in a model that is good.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,8 +40,28 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|error| unreadable(&error))
 }
 
-/// Refuses what is not a self-contained ONNX model.
-pub(super) fn check(path: &Path) -> Result<Found, Failure> {
+/// The other files that the model in a file names, as far as one may: nothing is known of a file that is no model.
+pub(super) fn data_files(path: &Path) -> Vec<Inside> {
+    let Ok(walker) = walk(path) else { return Vec::new() };
+    let mut files: Vec<_> = walker.external.keys().filter_map(|location| Inside::parse(location)).collect();
+    files.sort();
+    files.dedup();
+    files
+}
+
+/// Refuses what is not an ONNX model, and one that names other files than `companions`.
+pub(super) fn check(path: &Path, companions: &[Inside]) -> Result<Found, Failure> {
+    let walker = walk(path)?;
+    for (location, tensor) in &walker.external {
+        let file = Inside::parse(location).ok_or_else(|| outside(location, tensor))?;
+        if !companions.contains(&file) {
+            return Err(missing(&file, tensor));
+        }
+    }
+    Ok(Found { has_zip_map: walker.has_zip_map })
+}
+
+fn walk(path: &Path) -> Result<Walker, Failure> {
     let file = File::open(path).map_err(|error| unreadable(&error))?;
     let length = file.metadata().map_err(|error| unreadable(&error))?.len();
     let mut head = Vec::with_capacity(HEAD);
@@ -40,18 +69,12 @@ pub(super) fn check(path: &Path) -> Result<Found, Failure> {
     if let Some(what) = foreign_format(&head) {
         return Err(invalid(what));
     }
-    let mut walker = Walker { reader: BufReader::new(file), position: 0, has_graph: false, has_zip_map: false };
+    let reader = BufReader::new(file);
+    let mut walker = Walker { reader, position: 0, has_graph: false, has_zip_map: false, external: BTreeMap::new() };
     walker.reader.seek(SeekFrom::Start(0)).map_err(|error| unreadable(&error))?;
     match walker.message(Message::Model, length, 0) {
-        Ok(()) if walker.has_graph => Ok(Found { has_zip_map: walker.has_zip_map }),
+        Ok(()) if walker.has_graph => Ok(walker),
         Ok(()) => Err(invalid("it holds no graph")),
-        Err(Fault::External(tensor)) => Err(Failure {
-            reason: FailureReason::ExternalDataMissing,
-            message: format!(
-                "the model keeps the tensor '{tensor}' in another file, which is not there: only models in one file are served. \
-                 Save it with its data inside (onnx.save with save_as_external_data=False)"
-            ),
-        }),
         Err(Fault::Malformed) => Err(invalid("it is damaged or cut off, or not a protobuf of that kind")),
         Err(Fault::Io(error)) => Err(unreadable(&error)),
     }
@@ -114,8 +137,6 @@ impl Message {
 }
 
 enum Fault {
-    /// A tensor of that name lies in another file.
-    External(String),
     Malformed,
     Io(io::Error),
 }
@@ -131,6 +152,8 @@ struct Walker {
     position: u64,
     has_graph: bool,
     has_zip_map: bool,
+    /// The files in which tensors lie, as the model names them, each with the first tensor in it.
+    external: BTreeMap<String, String>,
 }
 
 impl Walker {
@@ -138,7 +161,7 @@ impl Walker {
         if depth > MAX_DEPTH {
             return Err(Fault::Malformed);
         }
-        let (mut name, mut is_external) = (String::new(), false);
+        let (mut name, mut is_external, mut location) = (String::new(), false, None);
         while self.position < end {
             let tag = self.varint()?;
             let (field, wire_type) = (tag >> 3, tag & 7);
@@ -170,7 +193,15 @@ impl Walker {
                     self.has_zip_map |= self.text(value_end)?.as_bytes() == zipmap::OPERATOR;
                 }
                 // TensorProto.external_data and TensorProto.name
-                (Message::Tensor, 13, _) => is_external = true,
+                (Message::Tensor, 13, _) => {
+                    is_external = true;
+                    if let Some(found) = self.location(value_end)? {
+                        // Of two, nobody knows which one is read.
+                        if location.replace(found).is_some() {
+                            return Err(Fault::Malformed);
+                        }
+                    }
+                }
                 (Message::Tensor, 8, _) if value_end - self.position < 1024 => name = self.text(value_end)?,
                 _ => {}
             }
@@ -179,7 +210,32 @@ impl Walker {
         if self.position != end {
             return Err(Fault::Malformed);
         }
-        if is_external { Err(Fault::External(name)) } else { Ok(()) }
+        if is_external {
+            self.external.entry(location.unwrap_or_default()).or_insert(name);
+            if self.external.len() > MOST_FILES {
+                return Err(Fault::Malformed);
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of a `StringStringEntryProto` whose key is `location`.
+    fn location(&mut self, end: u64) -> Result<Option<String>, Fault> {
+        let (mut key, mut value) = (String::new(), String::new());
+        while self.position < end {
+            let tag = self.varint()?;
+            let length = self.varint()?;
+            let text_end = self.position.checked_add(length).ok_or(Fault::Malformed)?;
+            if text_end > end || length > LONGEST_ENTRY {
+                return Err(Fault::Malformed);
+            }
+            match tag {
+                ENTRY_KEY => key = self.text(text_end)?,
+                ENTRY_VALUE => value = self.text(text_end)?,
+                _ => return Err(Fault::Malformed),
+            }
+        }
+        Ok((key == "location").then_some(value))
     }
 
     fn varint(&mut self) -> Result<u64, Fault> {
@@ -211,6 +267,28 @@ impl Walker {
     }
 }
 
+fn missing(file: &Inside, tensor: &str) -> Failure {
+    let (file, tensor) = (file.as_str().escape_debug(), tensor.escape_debug());
+    Failure {
+        reason: FailureReason::ExternalDataMissing,
+        message: format!(
+            "the model keeps the tensor '{tensor}' in another file, '{file}', which is not beside it: put the file there, or save the \
+             model with its data inside (onnx.save with save_as_external_data=False)"
+        ),
+    }
+}
+
+fn outside(location: &str, tensor: &str) -> Failure {
+    let (location, tensor) = (location.escape_debug(), tensor.escape_debug());
+    Failure {
+        reason: FailureReason::ModelInvalid,
+        message: format!(
+            "the model keeps the tensor '{tensor}' in '{location}', which is no file below the model's own folder, and nothing else is \
+             read: save the model with its data beside it or inside"
+        ),
+    }
+}
+
 fn invalid(what: &str) -> Failure {
     Failure { reason: FailureReason::ModelInvalid, message: format!("the file is not an ONNX model: {what}") }
 }
@@ -233,7 +311,7 @@ mod tests {
     fn checked(bytes: &[u8]) -> Result<Found, Failure> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        check(file.path())
+        check(file.path(), &[])
     }
 
     fn model(name: &str) -> Vec<u8> {
@@ -283,8 +361,40 @@ mod tests {
     fn a_tensor_in_another_file_is_refused_wherever_it_hides() {
         for name in ["refused-external.onnx", "refused-external-attribute.onnx"] {
             let failure = checked(&model(name)).unwrap_err();
-            assert_eq!(failure.reason, FailureReason::ExternalDataMissing, "{name}");
+            assert_eq!(failure.reason, FailureReason::ModelInvalid, "{name}");
             assert!(failure.message.contains("'w'"), "{}", failure.message);
         }
+    }
+
+    #[test]
+    fn a_model_may_name_only_the_files_that_came_with_it() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/external.onnx");
+        let named = data_files(&path);
+        assert_eq!(named.iter().map(Inside::as_str).collect::<Vec<_>>(), ["external.bin"]);
+        assert_eq!(check(&path, &named), Ok(Found { has_zip_map: false }));
+        let failure = check(&path, &[]).unwrap_err();
+        assert_eq!(failure.reason, FailureReason::ExternalDataMissing);
+        assert!(failure.message.contains("'w' in another file, 'external.bin'"), "{}", failure.message);
+        // Every way out that a location could be, in place of the name; of the same length, so that the file stays well-formed.
+        let bytes = model("external.onnx");
+        for way_out in
+            ["/etc/shadow.", "../weights..", "a/../../b.bi", "*/_ORT_MEM_A", "a\\..\\..\\b.bi", "w\u{0}eights.bin"]
+        {
+            assert_eq!(way_out.len(), "external.bin".len(), "{way_out}");
+            let changed = replaced(&bytes, b"external.bin", way_out.as_bytes());
+            let failure = checked(&changed).unwrap_err();
+            assert_eq!(failure.reason, FailureReason::ModelInvalid, "{way_out}");
+            assert!(failure.message.contains("no file below the model's own folder"), "{}", failure.message);
+        }
+    }
+
+    fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+        let mut changed = bytes.to_vec();
+        let places: Vec<usize> =
+            bytes.windows(from.len()).enumerate().filter(|(_, found)| *found == from).map(|(place, _)| place).collect();
+        for place in places {
+            changed[place..place + to.len()].copy_from_slice(to);
+        }
+        changed
     }
 }

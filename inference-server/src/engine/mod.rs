@@ -15,6 +15,7 @@ use ortolan_protocol::failure::{Failure, FailureReason};
 use ortolan_protocol::oip::{Datatype, TensorMetadata};
 use smallvec::SmallVec;
 
+use crate::inside::Inside;
 use crate::tensor::Tensor;
 
 pub use onnx::{OnnxEngine, initialize};
@@ -127,13 +128,20 @@ impl Signature {
 
 /// Checks a model file before the runtime sees it. Gives the model and the names of its classes where it has to be another one
 /// than stands in the file.
-pub fn look_at(path: &Path) -> Result<Option<(Vec<u8>, Labels)>, Failure> {
-    Ok(if inspect::check(path)?.has_zip_map { zipmap::replaced(&inspect::read(path)?) } else { None })
+/// `companions`: the other files that it may name.
+pub fn look_at(path: &Path, companions: &[Inside]) -> Result<Option<(Vec<u8>, Labels)>, Failure> {
+    Ok(if inspect::check(path, companions)?.has_zip_map { zipmap::replaced(&inspect::read(path)?) } else { None })
 }
 
-/// Reads a model file: checks it, then builds an engine that runs on `threads` threads.
-pub fn load(path: &Path, threads: usize) -> Result<OnnxEngine, Failure> {
-    let engine = match look_at(path)? {
+/// The files beside a model's file in which it keeps data, by their paths from its folder. Empty also for what is no model.
+pub fn data_files(path: &Path) -> Vec<Inside> {
+    inspect::data_files(path)
+}
+
+/// Reads a model file: checks it, then builds an engine that runs on `threads` threads. `companions`: the other files that it may
+/// name.
+pub fn load(path: &Path, companions: &[Inside], threads: usize) -> Result<OnnxEngine, Failure> {
+    let engine = match look_at(path, companions)? {
         Some((model, labels)) => OnnxEngine::load(onnx::From::Memory { model: &model, labels }, threads)?,
         None => OnnxEngine::load(onnx::From::File(path), threads)?,
     };

@@ -14,6 +14,8 @@ use ortolan_protocol::failure::{Failure, FailureReason};
 
 /// A key's value is at most this long; a Secret as a whole may have 1 MiB.
 const LONGEST: u64 = 64 * 1024;
+/// Where Kubernetes and Docker keep the credentials of registries.
+pub(super) const DOCKER_CONFIG: &str = ".dockerconfigjson";
 
 /// Whose keys are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub(super) enum Provider {
     Google,
     /// Azure Blob Storage.
     Azure,
+    /// The Hugging Face Hub.
+    HuggingFace,
 }
 
 impl Provider {
@@ -49,6 +53,7 @@ impl Provider {
                 "AZURE_CLIENT_ID",
                 "AZURE_CLIENT_SECRET",
             ],
+            Self::HuggingFace => &["HF_TOKEN", "HF_ENDPOINT"],
         }
     }
 
@@ -58,6 +63,7 @@ impl Provider {
             Self::Aws => "AWS_",
             Self::Google => "GOOGLE_",
             Self::Azure => "AZURE_",
+            Self::HuggingFace => "HF_",
         }
     }
 }
@@ -77,8 +83,9 @@ impl Keys {
             .map_err(|error| unusable(format!("the folder of the credentials Secret cannot be read: {error}")))?;
         let mut given = BTreeMap::new();
         for entry in entries.flatten() {
-            // Kubernetes keeps the files behind links, in folders whose names begin with dots.
-            let Some(key) = entry.file_name().to_str().filter(|key| !key.starts_with('.')).map(str::to_owned) else {
+            // Kubernetes keeps the files behind links, in folders whose names begin with dots; one key begins so, too.
+            let is_key = |name: &&str| !name.starts_with('.') || *name == DOCKER_CONFIG;
+            let Some(key) = entry.file_name().to_str().filter(is_key).map(str::to_owned) else {
                 continue;
             };
             let value = read(&entry.path())

@@ -8,14 +8,16 @@ use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use ortolan_protocol::failure::Failure;
+use ortolan_protocol::failure::{Failure, FailureReason};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tracing::warn;
 
-use super::cache::{PART, file_name, not_writable as cache_failure};
-use super::file::Stamp;
-use super::{Fetched, Wanted, address, file, hex, too_large};
+use super::archive::Kind;
+use super::file::{Content, Stamp};
+use super::package::Package;
+use super::{Fetched, Wanted, address, archive, cache, hex, too_large};
+use crate::inside::Inside;
 
 /// How failures that may pass are tried again; the wait doubles and is jittered.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +35,21 @@ impl Default for Retries {
     }
 }
 
+impl Retries {
+    /// Tries until it succeeds, cannot, or was tried often enough.
+    pub(super) async fn again<T, F>(self, attempt: impl FnMut() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let backoff = ExponentialBuilder::default().with_min_delay(self.wait).with_max_times(self.times).with_jitter();
+        attempt
+            .retry(backoff)
+            .when(|failure: &Failure| failure.reason.is_transient())
+            .notify(|failure, wait| warn!(reason = failure.reason.as_str(), ?wait, "{}; trying again", failure.message))
+            .await
+    }
+}
+
 /// Bytes on their way.
 pub(super) struct Incoming {
     /// Who sends them, for messages.
@@ -45,53 +62,66 @@ pub(super) struct Incoming {
 
 /// Something that can be asked for a model's bytes, again and again.
 pub(super) trait Origin {
-    /// Asks for them. A failure says what was refused.
-    async fn open(&self) -> Result<Incoming, Failure>;
+    /// The name of the model's file, where there is one that a file can have.
+    fn name(&self) -> Option<Inside>;
+
+    /// Asks for the model's file, or for one beside it. A failure says what was refused.
+    async fn open(&self, beside: Option<&Inside>) -> Result<Incoming, Failure>;
 }
 
 /// Brings a model into the cache folder, unless it is there already.
 pub(super) async fn fetch(origin: &impl Origin, wanted: &Wanted<'_>) -> Result<Fetched, Failure> {
-    std::fs::create_dir_all(wanted.cache).map_err(|error| cache_failure(&error))?;
-    if let Some(fetched) = cached(wanted) {
+    cache::create(wanted.cache)?;
+    if let Some(fetched) = cache::find(wanted) {
+        wanted.found(&fetched.digest)?;
         return Ok(fetched);
     }
-    let backoff = ExponentialBuilder::default()
-        .with_min_delay(wanted.retries.wait)
-        .with_max_times(wanted.retries.times)
-        .with_jitter();
-    (|| async { attempt(origin, wanted).await })
-        .retry(backoff)
-        .when(|failure: &Failure| failure.reason.is_transient())
-        .notify(|failure, wait| warn!(reason = failure.reason.as_str(), ?wait, "{}; trying again", failure.message))
-        .await
-}
-
-/// A file that an earlier container of this pod fetched, if it still has the wanted digest.
-fn cached(wanted: &Wanted<'_>) -> Option<Fetched> {
-    let sha256 = wanted.digest.hex()?;
-    let fetched = file::read(&wanted.cache.join(file_name(sha256)), wanted.max_bytes).ok()?;
-    (fetched.digest == sha256).then_some(fetched)
+    wanted.retries.again(|| attempt(origin, wanted)).await
 }
 
 async fn attempt(origin: &impl Origin, wanted: &Wanted<'_>) -> Result<Fetched, Failure> {
-    let incoming = origin.open().await?;
-    if incoming.length.is_some_and(|length| length > wanted.max_bytes) {
-        return Err(too_large(wanted.max_bytes));
+    let folder = cache::part(wanted.cache)?;
+    let name = origin.name().unwrap_or_else(Inside::model);
+    let path = folder.path().join(&name);
+    let model = store(origin.open(None).await?, &path, wanted.max_bytes).await?;
+    if let Some(kind) = Kind::of(&path)? {
+        wanted.found(&model.sha256)?;
+        return Ok(Fetched {
+            digest: model.sha256,
+            ..archive::fetch(vec![(kind, path)], "archive", folder.path(), wanted).await?
+        });
     }
-    let part =
-        tempfile::Builder::new().prefix(PART).tempfile_in(wanted.cache).map_err(|error| cache_failure(&error))?;
-    let (digest, bytes) = store(incoming, part.path(), wanted.max_bytes).await?;
-    // Checked before the file gets its name: nothing in the cache has a name that it does not deserve.
-    wanted.digest.check(&digest)?;
-    let path = wanted.cache.join(file_name(&digest));
-    part.persist(&path).map_err(|error| cache_failure(&error.error))?;
-    let stamp = Stamp::of(&path).map_err(|error| cache_failure(&error))?;
-    Ok(Fetched { path, digest, bytes, stamp })
+    let mut package = Package::of(path.clone(), model);
+    for beside in (wanted.data_files)(&path) {
+        let incoming = match origin.open(Some(&beside)).await {
+            Ok(incoming) => incoming,
+            // For the engine to miss: it knows what for.
+            Err(failure) if failure.reason == FailureReason::SourceNotFound => continue,
+            Err(failure) => return Err(failure),
+        };
+        let place = folder.path().join(&beside);
+        let content = store_below(incoming, &place, wanted.max_bytes - package.bytes()).await?;
+        package.add(beside, place, content);
+    }
+    let fetched = package.fetched();
+    wanted.found(&fetched.digest)?;
+    cache::keep(folder.path(), fetched, wanted.cache)
 }
 
-/// Writes the bytes to a file, and gives their digest and number.
-async fn store(mut incoming: Incoming, path: &Path, max_bytes: u64) -> Result<(String, u64), Failure> {
-    let mut file = tokio::fs::File::create(path).await.map_err(|error| cache_failure(&error))?;
+/// Writes bytes to a file in a folder that is made for it. `left`: how many may still come.
+async fn store_below(incoming: Incoming, path: &Path, left: u64) -> Result<Content, Failure> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| cache::not_writable(&error))?;
+    }
+    store(incoming, path, left).await
+}
+
+/// Writes the bytes to a file that is not there yet.
+pub(super) async fn store(mut incoming: Incoming, path: &Path, max_bytes: u64) -> Result<Content, Failure> {
+    if incoming.length.is_some_and(|length| length > max_bytes) {
+        return Err(too_large(max_bytes));
+    }
+    let mut file = tokio::fs::File::create_new(path).await.map_err(|error| cache::not_writable(&error))?;
     let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
     while let Some(chunk) = incoming.body.next().await {
         let chunk = chunk.map_err(|error| address::unreachable(&incoming.host, error.as_ref()))?;
@@ -100,8 +130,9 @@ async fn store(mut incoming: Incoming, path: &Path, max_bytes: u64) -> Result<(S
             return Err(too_large(max_bytes));
         }
         hash.update(&chunk);
-        file.write_all(&chunk).await.map_err(|error| cache_failure(&error))?;
+        file.write_all(&chunk).await.map_err(|error| cache::not_writable(&error))?;
     }
-    file.flush().await.map_err(|error| cache_failure(&error))?;
-    Ok((hex(hash), bytes))
+    file.flush().await.map_err(|error| cache::not_writable(&error))?;
+    let stamp = Stamp::of(path).map_err(|error| cache::not_writable(&error))?;
+    Ok(Content { sha256: hex(hash), bytes, stamp })
 }

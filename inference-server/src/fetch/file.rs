@@ -1,4 +1,4 @@
-//! A model on a local or mounted disk: read once for its digest, and served from where it lies.
+//! One file on a local or mounted disk: read once for its digest, and known again afterwards.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
@@ -8,7 +8,7 @@ use std::path::Path;
 use ortolan_protocol::failure::{Failure, FailureReason};
 use sha2::{Digest, Sha256};
 
-use super::{Fetched, failure, hex, too_large};
+use super::{failure, hex, too_large};
 
 const CHUNK: usize = 1 << 20;
 
@@ -39,16 +39,29 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-/// A file of at most `max_bytes`, with its digest.
-pub(super) fn read(path: &Path, max_bytes: u64) -> Result<Fetched, Failure> {
+/// What a file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Content {
+    /// The SHA-256 of its bytes in lower-case hex.
+    pub sha256: String,
+    /// How many there are.
+    pub bytes: u64,
+    /// The file as it was before they were read.
+    pub stamp: Stamp,
+}
+
+impl Content {
+    /// Whether the file still holds this. One that was written to or replaced is read again, unless it only looks like it.
+    pub fn is_in(&self, path: &Path) -> bool {
+        Stamp::of(path).is_ok_and(|stamp| stamp == self.stamp)
+            || read(path, self.bytes).is_ok_and(|now| now.sha256 == self.sha256)
+    }
+}
+
+/// Reads a file of at most `max_bytes`.
+pub(super) fn read(path: &Path, max_bytes: u64) -> Result<Content, Failure> {
     let mut file = File::open(path).map_err(|error| unreadable(&error))?;
     let metadata = file.metadata().map_err(|error| unreadable(&error))?;
-    if metadata.is_dir() {
-        return Err(failure(
-            FailureReason::SourceInvalid,
-            "the model's path is a folder; it must name the .onnx file in it",
-        ));
-    }
     if metadata.len() > max_bytes {
         return Err(too_large(max_bytes));
     }
@@ -57,7 +70,7 @@ pub(super) fn read(path: &Path, max_bytes: u64) -> Result<Fetched, Failure> {
     loop {
         let read = file.read(&mut chunk).map_err(|error| unreadable(&error))?;
         if read == 0 {
-            return Ok(Fetched { path: path.to_owned(), digest: hex(hash), bytes, stamp: Stamp::from(&metadata) });
+            return Ok(Content { sha256: hex(hash), bytes, stamp: Stamp::from(&metadata) });
         }
         bytes += read as u64;
         // The file may grow, or be a device.
@@ -68,30 +81,29 @@ pub(super) fn read(path: &Path, max_bytes: u64) -> Result<Fetched, Failure> {
     }
 }
 
-fn unreadable(error: &io::Error) -> Failure {
+pub(super) fn unreadable(error: &io::Error) -> Failure {
     match error.kind() {
         ErrorKind::NotFound => failure(FailureReason::SourceNotFound, "the model file does not exist"),
         ErrorKind::PermissionDenied => {
             failure(FailureReason::SourceForbidden, "the model file may not be read by this server's user")
         }
-        _ => failure(FailureReason::SourceUnreachable, &format!("the model file cannot be read: {error}")),
+        kind => failure(FailureReason::SourceUnreachable, &format!("the model file cannot be read: {kind}")),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     #[test]
     fn a_file_is_read_with_its_digest_and_size() {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(b"abc").unwrap();
-        let fetched = read(file.path(), 3).unwrap();
-        assert_eq!(fetched.digest, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        assert_eq!(fetched.bytes, 3);
-        assert_eq!(read(file.path(), 2).unwrap_err().reason, FailureReason::ModelTooLarge);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m");
+        fs::write(&path, "abc").unwrap();
+        let content = read(&path, 3).unwrap();
+        assert_eq!(content.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(content.bytes, 3);
+        assert_eq!(read(&path, 2).unwrap_err().reason, FailureReason::ModelTooLarge);
     }
 
     #[test]
@@ -99,22 +111,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [path, other] = ["m.onnx", "other"].map(|name| folder.path().join(name));
         fs::write(&path, "abc").unwrap();
-        let fetched = read(&path, 3).unwrap();
-        fetched.check_unchanged().unwrap();
+        let content = read(&path, 3).unwrap();
+        assert!(content.is_in(&path));
         let replace = |bytes: &str| {
             fs::write(&other, bytes).unwrap();
             fs::rename(&other, &path).unwrap();
         };
         replace("abc");
-        fetched.check_unchanged().unwrap();
+        assert!(content.is_in(&path));
         for bytes in ["abd", "abcd", ""] {
             replace(bytes);
-            let failure = fetched.check_unchanged().unwrap_err();
-            assert_eq!(failure.reason, FailureReason::DigestMismatch);
-            assert!(failure.message.contains(&fetched.digest) && !failure.message.contains('/'), "{}", failure.message);
+            assert!(!content.is_in(&path), "{bytes}");
         }
         fs::remove_file(&path).unwrap();
-        fetched.check_unchanged().unwrap_err();
+        assert!(!content.is_in(&path));
     }
 
     #[test]
@@ -123,7 +133,6 @@ mod tests {
         let missing = read(&folder.path().join("m.onnx"), 9).unwrap_err();
         assert_eq!(missing.reason, FailureReason::SourceNotFound);
         assert!(!missing.message.contains('/'), "{}", missing.message);
-        assert_eq!(read(folder.path(), 9).unwrap_err().reason, FailureReason::SourceInvalid);
         assert_eq!(read(Path::new("/dev/zero"), 1 << 21).unwrap_err().reason, FailureReason::ModelTooLarge);
     }
 }

@@ -1,21 +1,28 @@
 //! Gets the model's bytes onto the local disk: within a limit, with their digest known, and from nowhere but where a
 //! model may come from.
 //!
-//! What is mounted into the pod (volume claims, config maps) is read where it lies; what comes over the network (a web
-//! server, an object store) is streamed into the cache folder by [`download`]. Registries are not here yet; their schemes
-//! are refused by name.
+//! What is mounted into the pod (volume claims, config maps) is read where it lies; what comes over the network is streamed
+//! into the cache folder: by [`download`] where each file is asked for by itself (a web server, an object store, a hub), by
+//! [`registry`] where a manifest lists them. A model may keep data in files beside its own ([`package`]), and may come
+//! in an [`archive`].
 
 mod address;
+mod archive;
 mod cache;
 mod credentials;
 mod download;
 mod file;
 mod http;
+mod hub;
+mod local;
 mod object;
+mod package;
+mod registry;
 mod wanted;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
@@ -24,9 +31,13 @@ use sha2::{Digest as _, Sha256};
 
 pub use cache::sweep;
 pub use download::Retries;
-use file::Stamp;
+use file::{Content, Stamp};
+pub use hub::Entry;
 pub use object::Location;
-pub use wanted::{Access, Digest, Wanted};
+pub use registry::Reference;
+pub use wanted::{Access, DataFiles, Digest, Wanted};
+
+use crate::inside::Inside;
 
 /// Where a model is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,12 +48,21 @@ pub enum Source {
     Http(Url),
     /// An object in an object store.
     Object(Location),
+    /// An artifact in an OCI registry.
+    Registry(Reference),
+    /// A file in a repository of the Hugging Face Hub.
+    Hub(Entry),
 }
 
 impl FromStr for Source {
     type Err = Failure;
 
     fn from_str(uri: &str) -> Result<Self, Failure> {
+        if package::is_pickle(uri.split(['?', '#']).next().unwrap_or_default()) {
+            return Err(invalid(
+                "the model's uri names a Python pickle, or a file of PyTorch's that holds one: that is code and is never loaded. Convert the model to ONNX",
+            ));
+        }
         let Some((scheme, rest)) = uri.split_once("://") else {
             return if uri.is_empty() {
                 Err(invalid("the model's uri is empty"))
@@ -63,8 +83,10 @@ impl FromStr for Source {
                 address::check(&url)?;
                 Ok(Self::Http(url))
             }
+            "oci" | "oci+http" => Reference::parse(&scheme, rest).map(Self::Registry),
+            "hf" => Entry::parse(rest).map(Self::Hub),
             other => Err(invalid(&format!(
-                "models cannot be fetched by '{}'; supported are https://, http://, s3://, gs://, az://, file:/// and plain paths",
+                "models cannot be fetched by '{}'; supported are https://, http://, s3://, gs://, az://, oci://, hf://, file:/// and plain paths",
                 other.escape_debug()
             ))),
         }
@@ -74,47 +96,55 @@ impl FromStr for Source {
 /// A model on the local disk.
 #[derive(Clone, Debug)]
 pub struct Fetched {
-    /// The file.
+    /// Its file.
     pub path: PathBuf,
-    /// The SHA-256 of its bytes in lower-case hex.
+    /// Its SHA-256 in lower-case hex: of the file; of several files, or of what they came in, see [`package`] and [`registry`].
     pub digest: String,
-    /// Its size.
+    /// The size of its files.
     pub bytes: u64,
-    /// The file as it was before its digest was taken.
-    stamp: Stamp,
+    /// The files beside the first in which it keeps data, by their paths from its folder.
+    pub companions: Vec<Inside>,
+    /// All files, as they were before their digests were taken.
+    parts: Vec<(PathBuf, Content)>,
 }
 
 impl Fetched {
-    /// To be asked after the file was loaded by its path: whether what was loaded is what has the digest. A file that
-    /// changed in between, or was replaced, is read again, unless it only looks like it.
+    /// To be asked after the files were loaded by their paths: whether what was loaded is what has the digest.
     pub fn check_unchanged(&self) -> Result<(), Failure> {
-        if Stamp::of(&self.path).is_ok_and(|stamp| stamp == self.stamp) {
+        if self.parts.iter().all(|(path, content)| content.is_in(path)) {
             return Ok(());
         }
-        match file::read(&self.path, self.bytes) {
-            Ok(now) if now.digest == self.digest => Ok(()),
-            _ => Err(failure(
-                FailureReason::DigestMismatch,
-                &format!("the model file changed while it was loaded: its SHA-256 was {}", self.digest),
-            )),
+        let message = format!("the model changed while it was loaded: its SHA-256 was {}", self.digest);
+        Err(failure(FailureReason::DigestMismatch, &message))
+    }
+
+    /// The files were moved, which leaves marks on them, but not in them.
+    fn move_to(&mut self, place: impl Fn(&Path) -> Option<PathBuf>) -> io::Result<()> {
+        let moved = |path: &Path| place(path).ok_or(io::Error::from(io::ErrorKind::NotFound));
+        self.path = moved(&self.path)?;
+        for (path, content) in &mut self.parts {
+            *path = moved(path)?;
+            content.stamp = Stamp::of(path)?;
         }
+        Ok(())
     }
 }
 
 /// Gets the model. The failure says which part of it failed, for a person.
 pub async fn fetch(source: &Source, wanted: &Wanted<'_>) -> Result<Fetched, Failure> {
-    let fetched = match source {
-        Source::File(path) => {
-            let (path, max_bytes) = (path.clone(), wanted.max_bytes);
-            tokio::task::spawn_blocking(move || file::read(&path, max_bytes)).await.unwrap_or_else(|_| {
-                Err(failure(FailureReason::Internal, "reading the model file stopped unexpectedly"))
-            })?
-        }
-        Source::Http(url) => download::fetch(&http::Site::new(url, wanted.access)?, wanted).await?,
-        Source::Object(location) => download::fetch(&object::Object::new(location, wanted.access), wanted).await?,
-    };
-    wanted.digest.check(&fetched.digest)?;
-    Ok(fetched)
+    match source {
+        Source::File(path) => local::fetch(path, wanted).await,
+        Source::Http(url) => download::fetch(&http::Site::new(url, wanted.access)?, wanted).await,
+        Source::Object(location) => download::fetch(&object::Object::new(location, wanted.access), wanted).await,
+        Source::Registry(reference) => registry::fetch(reference, wanted).await,
+        Source::Hub(entry) => download::fetch(&hub::Repository::new(entry, wanted.access)?, wanted).await,
+    }
+}
+
+/// Runs what reads or writes much on a thread where that is no harm.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    let stopped = |_| failure(FailureReason::Internal, "reading the model's files stopped unexpectedly");
+    tokio::task::spawn_blocking(work).await.map_err(stopped)?
 }
 
 fn too_large(max_bytes: u64) -> Failure {
@@ -149,13 +179,20 @@ mod tests {
         assert_eq!("file:///models/m.onnx".parse(), Ok(file("/models/m.onnx")));
         assert!(matches!("HTTPS://example.com/m.onnx".parse(), Ok(Source::Http(_))));
         assert!(matches!("s3://models/digits/m.onnx".parse(), Ok(Source::Object(_))));
+        assert!(matches!("oci://registry.example.com/models/digits:3".parse(), Ok(Source::Registry(_))));
+        assert!(matches!("hf://org/digits@main/onnx/model.onnx".parse(), Ok(Source::Hub(_))));
     }
 
     #[test]
     fn other_sources_are_refused_with_what_is_supported() {
         let cases = [
             ("", "empty"),
-            ("oci://registry/model", "supported are https://"),
+            ("ftp://registry/model", "supported are https://"),
+            ("oci://registry", "oci://HOST/REPOSITORY"),
+            ("hf://org/repo", "hf://OWNER/NAME"),
+            ("https://example.com/m.pkl", "pickle"),
+            ("s3://models/net.PT", "pickle"),
+            ("/models/m.joblib", "pickle"),
             ("s3://bucket", "s3://BUCKET/KEY"),
             ("gopher://x", "'gopher'"),
             ("file://models/m.onnx", "three slashes"),

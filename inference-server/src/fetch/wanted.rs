@@ -1,13 +1,18 @@
 //! What is wanted of a model's bytes.
 
+use std::fmt;
 use std::path::Path;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
 
 use super::{Retries, failure};
+use crate::inside::Inside;
+
+/// Says which files beside a model's file it keeps data in: the format is not known here.
+pub type DataFiles = fn(&Path) -> Vec<Inside>;
 
 /// What is wanted of the bytes, and how they may be had.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Wanted<'a> {
     /// The digest they must have.
     pub digest: Digest,
@@ -19,6 +24,25 @@ pub struct Wanted<'a> {
     pub retries: Retries,
     /// What lets us in.
     pub access: Access<'a>,
+    /// The files that belong to the model's file.
+    pub data_files: DataFiles,
+    /// Is told the digest as soon as it is known and right, when what has it may still turn out to be no model.
+    pub tell: &'a (dyn Fn(&str) + Sync),
+}
+
+impl Wanted<'_> {
+    /// What was found has this digest: refused if it is another one than is wanted.
+    pub(super) fn found(&self, digest: &str) -> Result<(), Failure> {
+        self.digest.check(digest)?;
+        (self.tell)(digest);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Wanted<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Wanted").field("digest", &self.digest).finish_non_exhaustive()
+    }
 }
 
 /// What lets us in where not everybody is.
@@ -57,7 +81,7 @@ impl Digest {
     }
 
     /// Refuses other bytes.
-    pub(super) fn check(&self, found: &str) -> Result<(), Failure> {
+    fn check(&self, found: &str) -> Result<(), Failure> {
         match self {
             Self::Given(wanted) if wanted != found => Err(failure(
                 FailureReason::DigestMismatch,

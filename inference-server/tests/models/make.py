@@ -30,13 +30,16 @@ def tensor(name, shape, kind=T.FLOAT):
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def save(name, nodes, inputs, outputs, initializers=(), opset=OPSET, extra_opsets=(), check=True):
+def save(name, nodes, inputs, outputs, initializers=(), opset=OPSET, extra_opsets=(), check=True, data_file=None):
     graph = helper.make_graph(list(nodes), name, inputs, outputs, list(initializers))
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(*pair) for pair in extra_opsets)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="ortolan-tests")
     if check:
         onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, HERE / f"{name}.onnx")
+    outside = {"save_as_external_data": True, "location": data_file, "size_threshold": 0} if data_file else {}
+    if data_file:
+        (HERE / data_file).unlink(missing_ok=True)
+    onnx.save(model, HERE / f"{name}.onnx", **outside)
     return model
 
 
@@ -67,6 +70,15 @@ def served():
             constant("w2", weights(generator, 16, 10)), constant("b2", weights(generator, 10)),
         ],
     )  # fmt: skip
+    # The same shape as the first, with its weights in another file.
+    save(
+        "external",
+        [node("Gemm", ["x", "w", "b"], ["l"]), node("Softmax", ["l"], ["y"])],
+        [tensor("x", ["batch", 64])],
+        [tensor("y", ["batch", 10])],
+        [constant("w", weights(np.random.default_rng(13), 64, 10)), constant("b", weights(np.random.default_rng(14), 10))],
+        data_file="external.bin",
+    )
     save("fixed", [node("Relu", ["x"], ["y"])], [tensor("x", [2, 4])], [tensor("y", [2, 4])])
     save("add", [node("Add", ["a", "b"], ["sum"])], [tensor("a", ["n", 3]), tensor("b", ["n", 3])], [tensor("sum", ["n", 3])])
     save(
@@ -172,6 +184,7 @@ def expectations():
     generator = np.random.default_rng(11)
     cases = {
         "mlp": [{"x": weights(generator, 1, 64)}, {"x": weights(generator, 5, 64)}],
+        "external": [{"x": weights(np.random.default_rng(15), 2, 64)}],
         "fixed": [{"x": np.array([[-1, 2, -3, 4], [5, -6, 7, -8]], np.float32)}],
         "add": [{"a": weights(generator, 2, 3), "b": weights(generator, 2, 3)}],
         "classifier": [{"x": weights(generator, 3, 4)}],

@@ -14,6 +14,7 @@ use ortolan_server::fetch::{Access, Digest, Fetched, Retries, Source, Wanted, fe
 use ortolan_server::serving::Server;
 use ortolan_server::{engine, http, load};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
 use tower::ServiceExt;
 
@@ -30,6 +31,16 @@ pub async fn serve(app: Router) -> String {
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
     address
+}
+
+/// The SHA-256 in lower-case hex.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}
+
+/// A file beside the models of the tests.
+pub fn test_file(name: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models").join(name)).unwrap()
 }
 
 /// A model of the tests.
@@ -62,6 +73,8 @@ pub async fn fetched(path: &Path) -> Fetched {
         cache: Path::new("unused"),
         retries: Retries::default(),
         access: Access::default(),
+        data_files: engine::data_files,
+        tell: &|_| {},
     };
     fetch(&Source::File(path.to_owned()), &wanted).await.unwrap()
 }

@@ -27,8 +27,8 @@ async fn models_that_cannot_be_served_are_refused_with_the_reason() {
         ("refused-sequence", FailureReason::ModelUnsupported, "'y' is a sequence, and"),
         ("refused-operator", FailureReason::ModelUnsupported, "Frobnicate"),
         ("refused-opset", FailureReason::ModelUnsupported, "Opset 99"),
-        ("refused-external", FailureReason::ExternalDataMissing, "'w' in another file"),
-        ("refused-external-attribute", FailureReason::ExternalDataMissing, "'w' in another file"),
+        ("refused-external", FailureReason::ModelInvalid, "'w' in '../../etc/weights.bin', which is no file below"),
+        ("refused-external-attribute", FailureReason::ModelInvalid, "'w' in '../../etc/weights.bin', which is no file"),
         ("refused-graph", FailureReason::ModelInvalid, "'missing'"),
     ] {
         let failure = loaded(&model(name)).await.err().unwrap();

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use bytes::Bytes;
 use ortolan_protocol::failure::{Failure, FailureReason};
+use ortolan_server::engine;
 use ortolan_server::fetch::{Access, Digest, Fetched, Retries, Source, Wanted, fetch};
 use tempfile::TempDir;
 
@@ -132,7 +133,9 @@ impl Place {
         let digest = sha256.map_or(Digest::Any, |sha256| Digest::Given(sha256.to_owned()));
         let access = Access { credentials: self.credentials.as_ref().map(TempDir::path), cloud_identity: false };
         let (max_bytes, cache) = (self.max_bytes, self.cache.path());
-        fetch(&source, &Wanted { digest, max_bytes, cache, retries, access }).await
+        let data_files = engine::data_files;
+        let wanted = Wanted { digest, max_bytes, cache, retries, access, data_files, tell: &|_| {} };
+        fetch(&source, &wanted).await
     }
 
     pub fn files(&self) -> Vec<String> {

@@ -19,6 +19,7 @@ use super::credentials::{Keys, Provider};
 use super::download::{Incoming, Origin};
 use super::wanted::Access;
 use super::{failure, invalid};
+use crate::inside::Inside;
 use answer::Asked;
 use stores::Opened;
 
@@ -90,6 +91,15 @@ impl Location {
     }
 }
 
+impl Location {
+    /// Where another file in the same folder is.
+    fn beside(&self, beside: Option<&Inside>) -> Self {
+        let folder = self.key.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
+        let key = beside.map_or_else(|| self.key.clone(), |beside| format!("{folder}{beside}"));
+        Self { key, ..self.clone() }
+    }
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "object '{}' in {} '{}'", self.key.escape_debug(), self.kind.bucket(), self.bucket)
@@ -109,12 +119,17 @@ impl<'a> Object<'a> {
 }
 
 impl Origin for Object<'_> {
-    async fn open(&self) -> Result<Incoming, Failure> {
+    fn name(&self) -> Option<Inside> {
+        Inside::parse(self.location.key.rsplit('/').next()?)
+    }
+
+    async fn open(&self, beside: Option<&Inside>) -> Result<Incoming, Failure> {
         let keys = Keys::read(self.access.credentials)?;
         keys.check(self.location.kind.provider())?;
         let Opened { store, host, identity } = stores::open(self.location, &keys, self.access.cloud_identity).await?;
-        let asked = Asked { location: self.location, host: &host, identity };
-        let key = Key::parse(&self.location.key).map_err(|_| invalid("the model's uri names no object"))?;
+        let location = self.location.beside(beside);
+        let asked = Asked { location: &location, host: &host, identity };
+        let key = Key::parse(&location.key).map_err(|_| invalid("the model's uri names no object"))?;
         let found = store.get_opts(&key, GetOptions::default()).await.map_err(|error| asked.failure(&error))?;
         Ok(Incoming { length: Some(found.meta.size), body: Box::pin(found.into_stream().map_err(Into::into)), host })
     }
