@@ -97,23 +97,28 @@ const IS_NAME: &str = "self.size() <= 253 && self.matches('^[a-z0-9]([-a-z0-9.]*
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("!has(self.credentialsSecret) || self.uri.matches('^(https?|s3|gs|az)://')")
-        .message("credentialsSecret is for models that are fetched over the network (https://, s3://, gs://, az://): remove it, or change the uri")
+    validation = Rule::new("!has(self.credentialsSecret) || self.uri.matches('^(https?|s3|gs|az|oci|oci[+]http|hf)://')")
+        .message("credentialsSecret is for models that are fetched over the network (https://, s3://, gs://, az://, oci://, hf://): remove it, or change the uri")
 )]
 pub struct Model {
     /// `https://HOST/PATH` or `http://HOST/PATH`; `s3://BUCKET/KEY`, `gs://BUCKET/KEY` or `az://CONTAINER/KEY` in an object
-    /// store; `pvc://CLAIM/PATH` or `configmap://NAME/KEY` in the same namespace; `file:///PATH` for a model that is part
-    /// of the server's image.
+    /// store; `oci://HOST/REPOSITORY:TAG` in a registry (`oci+http://` for one without TLS); `hf://OWNER/NAME/PATH` or
+    /// `hf://OWNER/NAME@REVISION/PATH` in the Hugging Face Hub; `pvc://CLAIM/PATH` or `configmap://NAME/KEY` in the same
+    /// namespace; `file:///PATH` for a model that is part of the server's image. Files beside the model's file in which it keeps
+    /// data come with it. A tar, tar.gz or zip with the model in it will do, and so will a folder in a claim.
     #[schemars(length(max = 2048))]
     #[x_kube(
-        validation = Rule::new("self.matches('^(https?://[^/?#]+/.+|(s3|gs|az)://[a-zA-Z0-9][-._a-zA-Z0-9]*/[^/]+(/[^/]+)*|pvc://[a-z0-9][-a-z0-9.]*/.+|configmap://[a-z0-9][-a-z0-9.]*/[-._a-zA-Z0-9]+|file:///.+)$')")
-            .message("the uri must be https://HOST/PATH, http://HOST/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, pvc://CLAIM/PATH, configmap://NAME/KEY or file:///PATH"),
+        validation = Rule::new("self.matches('^(https?://[^/?#]+/.+|(s3|gs|az)://[a-zA-Z0-9][-._a-zA-Z0-9]*/[^/]+(/[^/]+)*|oci([+]http)?://[^/?#@]+/[a-z0-9][-._a-z0-9]*(/[a-z0-9][-._a-z0-9]*)*(:[a-zA-Z0-9_][-._a-zA-Z0-9]*)?(@sha256:[0-9a-f]{64})?|hf://[-._a-zA-Z0-9]+/[-._a-zA-Z0-9]+(@[-._a-zA-Z0-9]+)?/[^/]+(/[^/]+)*|pvc://[a-z0-9][-a-z0-9.]*/.+|configmap://[a-z0-9][-a-z0-9.]*/[-._a-zA-Z0-9]+|file:///.+)$')")
+            .message("the uri must be https://HOST/PATH, http://HOST/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, oci://HOST/REPOSITORY:TAG, hf://OWNER/NAME/PATH, pvc://CLAIM/PATH, configmap://NAME/KEY or file:///PATH"),
         validation = Rule::new("!self.matches('^[a-z]+://[^/?#]*@')")
             .message("the uri must not hold a user name or password: everyone who may read this object would see it"),
-        validation = Rule::new("!self.matches('(^|/)[.][.](/|$)')").message("the uri must not contain '..'")
+        validation = Rule::new("!self.matches('(^|/)[.][.](/|$)')").message("the uri must not contain '..'"),
+        validation = Rule::new("!self.matches('(?i)[.](pkl|pickle|joblib|pt|pth|ckpt)$')")
+            .message("the uri names a Python pickle, or a file of PyTorch's that holds one, which is code and is never loaded: convert the model to ONNX")
     )]
     pub uri: String,
-    /// The SHA-256 of the model's bytes: 64 lower-case hexadecimal digits. Other bytes are refused. When absent, the
+    /// The SHA-256 of the model's bytes: 64 lower-case hexadecimal digits. For an artifact in a registry that of its manifest, for an
+    /// archive the archive's, for a model of several files that of what `sha256sum` prints about them. Other bytes are refused. When absent, the
     /// first server of a revision finds the digest, it stands in `status`, and later servers of the revision refuse other
     /// bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,8 +133,9 @@ pub struct Model {
     pub version: Option<String>,
     /// A Secret in the same namespace with what lets the servers in where the model is: `token`, or `username` and
     /// `password`, for https; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and the like for s3;
-    /// GOOGLE_SERVICE_ACCOUNT_KEY for gs; AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY for az. Mounted into
-    /// the pods; the operator never reads it.
+    /// GOOGLE_SERVICE_ACCOUNT_KEY for gs; AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY for az; `.dockerconfigjson`
+    /// (as `kubectl create secret docker-registry` makes it), or `username` and `password`, for oci; HF_TOKEN for hf. Mounted
+    /// into the pods; the operator never reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new(IS_NAME)
         .message("credentialsSecret must be a Secret's name: a-z, 0-9, '-' and '.'"))]

@@ -37,6 +37,10 @@ fn the_specs_of_the_readme_pass() {
         json!({"model": {"uri": "az://models/m.onnx", "credentialsSecret": "models-az"}}),
         json!({"model": {"uri": "az://models/m.onnx"}, "server": {"apiKeysSecret": "clients", "responseCache": "64Mi"}}),
         json!({"model": {"uri": "https://models.example.org/m.onnx", "credentialsSecret": "token"}}),
+        json!({"model": {"uri": "oci://registry.example.org:5000/models/digits:v1.0", "credentialsSecret": "registry"}}),
+        json!({"model": {"uri": format!("oci+http://registry.ml.svc/digits@sha256:{}", "0".repeat(64))}}),
+        json!({"model": {"uri": "hf://org/digits/onnx/model.onnx", "credentialsSecret": "hub"}}),
+        json!({"model": {"uri": "hf://org/digits@v1.0/model.onnx"}}),
         json!({
             "model": {"uri": "http://models.ml.svc:8000/digits.onnx?version=3"},
             "server": {
@@ -80,6 +84,12 @@ fn what_is_refused_says_what_was_expected() {
         (with("model.uri", json!("s3://models")), "s3://BUCKET/KEY"),
         (with("model.uri", json!("s3://models/a//b")), "s3://BUCKET/KEY"),
         (with("model.uri", json!("az://mo:dels/k")), "az://CONTAINER/KEY"),
+        (with("model.uri", json!("oci://registry.example.org")), "oci://HOST/REPOSITORY:TAG"),
+        (with("model.uri", json!("oci://registry.example.org/Models:1")), "oci://HOST/REPOSITORY:TAG"),
+        (with("model.uri", json!("oci://registry.example.org/m@sha256:12")), "oci://HOST/REPOSITORY:TAG"),
+        (with("model.uri", json!("oci://user:word@registry.example.org/m")), "user name or password"),
+        (with("model.uri", json!("hf://org/digits")), "hf://OWNER/NAME/PATH"),
+        (with("model.uri", json!("https://models.example.org/net.PT")), "a Python pickle"),
         (with("model.credentialsSecret", json!("Models")), "credentialsSecret must be a Secret's name"),
         (with("model.credentialsSecret", json!("other/models")), "credentialsSecret must be a Secret's name"),
         (

@@ -36,7 +36,7 @@ pub enum InvalidSpec {
     },
     /// A uri of a scheme that is not served.
     #[error(
-        "spec.model.uri must be https://HOST/PATH, http://HOST/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, pvc://CLAIM/PATH, configmap://NAME/KEY or file:///PATH, but is of another form"
+        "spec.model.uri must be https://HOST/PATH, http://HOST/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, oci://HOST/REPOSITORY:TAG, hf://OWNER/NAME/PATH, pvc://CLAIM/PATH, configmap://NAME/KEY or file:///PATH, but is of another form"
     )]
     Uri,
 }
@@ -129,6 +129,10 @@ pub enum Source {
         /// The uri.
         uri: String,
     },
+    /// Fetched from a registry by the server: the uri.
+    Registry(String),
+    /// Fetched from the Hugging Face Hub by the server: the uri.
+    Hub(String),
     /// A file in a volume of the same namespace.
     Claim {
         /// The PersistentVolumeClaim.
@@ -171,6 +175,8 @@ impl Source {
             "s3" => object(ObjectStore::S3),
             "gs" => object(ObjectStore::Google),
             "az" => object(ObjectStore::Azure),
+            "oci" | "oci+http" => parts().map(|_| Self::Registry(uri.to_owned())),
+            "hf" => parts().map(|_| Self::Hub(uri.to_owned())),
             "http" | "https" => parts().map(|_| Self::Http(uri.to_owned())),
             "pvc" => parts().map(|(name, path)| Self::Claim { name: name.to_owned(), path: path.to_owned() }),
             "configmap" => parts().map(|(name, key)| Self::ConfigMap { name: name.to_owned(), key: key.to_owned() }),
@@ -287,6 +293,8 @@ mod tests {
             ("pvc://models/digits/3/model.onnx", claim),
             ("configmap://digits/m.onnx", config_map),
             ("gs://models/m.onnx", Source::Object { store: ObjectStore::Google, uri: "gs://models/m.onnx".into() }),
+            ("oci://r.example.org/m:1", Source::Registry("oci://r.example.org/m:1".into())),
+            ("hf://org/digits@main/m.onnx", Source::Hub("hf://org/digits@main/m.onnx".into())),
             ("file:///models/m.onnx", Source::Image("/models/m.onnx".into())),
         ] {
             assert_eq!(Source::parse(uri).unwrap(), source);

@@ -117,7 +117,7 @@ pub(super) fn labels(snapshot: &Snapshot, source: &Source) -> BTreeMap<String, S
 fn model_volume(source: &Source) -> Option<Volume> {
     let volume = Volume { name: "model".to_owned(), ..Volume::default() };
     match source {
-        Source::Http(_) | Source::Object { .. } | Source::Image(_) => None,
+        Source::Http(_) | Source::Object { .. } | Source::Registry(_) | Source::Hub(_) | Source::Image(_) => None,
         Source::Claim { name, .. } => Some(Volume {
             persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
                 claim_name: name.clone(),

@@ -152,7 +152,7 @@ fn container(
 fn arguments(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: &Source) -> Vec<String> {
     let server = &snapshot.spec.server;
     let uri = match source {
-        Source::Http(uri) | Source::Object { uri, .. } => uri.clone(),
+        Source::Http(uri) | Source::Object { uri, .. } | Source::Registry(uri) | Source::Hub(uri) => uri.clone(),
         Source::Image(path) => format!("file://{path}"),
         Source::Claim { path, .. } => format!("file://{MODEL_VOLUME}/{path}"),
         Source::ConfigMap { key, .. } => format!("file://{MODEL_VOLUME}/{key}"),

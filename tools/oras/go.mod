@@ -1,6 +1,6 @@
 module ortolan.dev/tools/oras
 
-go 1.26
+go 1.26.7
 
 tool oras.land/oras/cmd/oras
 

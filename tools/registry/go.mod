@@ -1,6 +1,6 @@
 module ortolan.dev/tools/registry
 
-go 1.26
+go 1.26.0
 
 tool github.com/distribution/distribution/v3/cmd/registry
 
