@@ -3,7 +3,7 @@
 //! The checks of [`engine`](crate::engine) come first: nothing that a model may name leads out of its folder. This is for what they
 //! do not know, a fault in the runtime that a hostile model could use. From here on the calling thread, and all that it
 //! starts, can open no other file, write to none, and reach nobody over TCP. Threads that run already are not touched: those that
-//! answer clients need their certificates and keys.
+//! answer clients need their certificates and keys. They run quick batches, too; loading is where a model's file is read.
 
 use std::path::Path;
 

@@ -40,7 +40,8 @@ def said_by_servers(namespace: Namespace, store: ModelStore, digits: bytes) -> l
     good = store.add("good.onnx", digits)
     store.answers = {"forbidden.onnx": 403, "broken.onnx": 503}
     text = store.add("text.onnx", b"<html><body>please log in</body></html>")
-    uris = {name: store.add(f"{name}.onnx", (MODELS / f"refused-{name}.onnx").read_bytes()) for name in ("opset", "external", "endless")}
+    files = {"opset": "refused-opset", "external": "external", "outside": "refused-external", "endless": "refused-endless"}
+    uris = {name: store.add(f"{name}.onnx", (MODELS / f"{file}.onnx").read_bytes()) for name, file in files.items()}
     # About 40 MiB: beside some 30 MiB of the server's own it fits into 96 MiB, and its copy while it is loaded does not.
     large = store.add("large.onnx", heavy(3200, 1))
     memory = lambda limit: {"resources": {"requests": {"memory": "16Mi"}, "limits": {"memory": limit}}}
@@ -57,6 +58,7 @@ def said_by_servers(namespace: Namespace, store: ModelStore, digits: bytes) -> l
         Case(manifest("text", text), "ModelInvalid", **stalled),
         Case(manifest("opset", uris["opset"]), "ModelUnsupported", **stalled),
         Case(manifest("external", uris["external"]), "ExternalDataMissing", **stalled),
+        Case(manifest("outside", uris["outside"]), "ModelInvalid", **stalled),
         Case(manifest("endless", uris["endless"], server={"loadTimeout": "2s"}), "LoadTimedOut", **stalled),
         Case(manifest("clear-keys", good, server={"apiKeysSecret": "clear"}), "ApiKeysInvalid", **stalled),
         Case(manifest("too-large", large, server=memory("48Mi")), "OutOfMemory", **stalled),

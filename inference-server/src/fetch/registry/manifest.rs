@@ -17,6 +17,11 @@ pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, app
                                  application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json";
 /// Where a layer's name stands: ORAS's, and ModelPack's.
 const TITLES: [&str; 2] = ["org.opencontainers.image.title", "org.cncf.model.filepath"];
+/// How the names of archives end.
+const PACKED: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".zip"];
+/// Where ORAS says that it packed a folder.
+const UNPACK: &str = "io.deis.oras.content.unpack";
+const ANY_FILE: &str = "application/vnd.oci.image.layer.v1.tar";
 /// How the config of a container image is called.
 const IMAGE_CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
@@ -53,11 +58,21 @@ impl Descriptor {
     }
 
     fn title(&self) -> Option<Inside> {
-        let annotations = self.annotations.as_ref()?;
-        TITLES.iter().find_map(|title| Inside::parse(annotations.get(*title)?))
+        TITLES.iter().find_map(|title| Inside::parse(self.annotation(title)?))
+    }
+
+    fn annotation(&self, name: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(name).map(String::as_str)
     }
 
     fn is_archive(&self) -> bool {
+        if self.annotation(UNPACK) == Some("true") {
+            return true;
+        }
+        // What ORAS calls a file whose type nobody told.
+        if self.media_type == ANY_FILE && self.title().is_some() {
+            return false;
+        }
         ["tar", "tar+gzip", "tar.gzip", "tar+gz"].iter().any(|ending| self.media_type.ends_with(ending))
     }
 
@@ -103,12 +118,14 @@ impl Manifest {
                 let layer = files.remove(&name).ok_or_else(|| unusable("its manifest contradicts itself"))?;
                 Ok(Layers::Files { model: (name, layer), others: files })
             }
-            // An artifact of one layer needs no title.
-            Err(_) if self.layers.len() == 1 && names.is_empty() && archives.is_empty() => {
-                Ok(Layers::Files { model: (Inside::model(), self.layers[0].clone()), others: files })
-            }
             Err(_) if !archives.is_empty() => Ok(Layers::Archives(archives)),
-            Err(failure) => Err(failure),
+            Err(failure) => match &self.layers[..] {
+                // An artifact of one layer needs no title, and may be an archive that was pushed as a file.
+                [only] if names.iter().all(|name| PACKED.iter().any(|ending| name.as_str().ends_with(ending))) => {
+                    Ok(Layers::Files { model: (Inside::model(), only.clone()), others: BTreeMap::new() })
+                }
+                _ => Err(failure),
+            },
         }
     }
 }
@@ -150,10 +167,15 @@ mod tests {
         let Layers::Files { model, others } = files.model().unwrap() else { panic!("no files") };
         assert_eq!(model.0.as_str(), "net.onnx");
         assert_eq!(others.keys().map(Inside::as_str).collect::<Vec<_>>(), ["README.md", "w.bin"]);
-        let Layers::Files { model, .. } = manifest(EMPTY, &[("x/y", None)]).model().unwrap() else {
-            panic!("no files")
-        };
-        assert_eq!(model.0.as_str(), "model.onnx");
+        let by_oras = manifest(EMPTY, &[(ANY_FILE, Some("model.onnx")), (ANY_FILE, Some("w.bin"))]);
+        let Layers::Files { others, .. } = by_oras.model().unwrap() else { panic!("no files") };
+        assert_eq!(others.len(), 1);
+        for title in [None, Some("model.tar.gz")] {
+            let Layers::Files { model, .. } = manifest(EMPTY, &[("x/y", title)]).model().unwrap() else {
+                panic!("no files")
+            };
+            assert_eq!(model.0.as_str(), "model.onnx");
+        }
         let packed =
             manifest(EMPTY, &[(TAR, Some("weights")), ("application/vnd.cncf.model.doc.v1.tar", Some("docs"))]);
         let Layers::Archives(archives) = packed.model().unwrap() else { panic!("no archives") };
