@@ -9,6 +9,7 @@ mod encodings;
 mod grpc;
 mod identities;
 mod keys;
+mod limits;
 mod load;
 mod objects;
 mod process;
