@@ -55,7 +55,7 @@ const SOON: Duration = Duration::from_secs(1);
 impl Error {
     /// An error of that kind.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, message: message.into(), allowed: None, retry_after: None }
+        Self { kind, message: bounded(message.into()), allowed: None, retry_after: None }
     }
 
     /// The client's fault.
@@ -145,6 +145,19 @@ impl ErrorKind {
     fn is_worth_retrying(self) -> bool {
         matches!(self, Self::NotReady | Self::Overloaded)
     }
+}
+
+/// The longest message, in bytes. Some repeat what the client sent, which may be anything; over gRPC a message is a header, and
+/// clients take headers of some 8 KiB, in which each byte may take three.
+const LONGEST: usize = 1024;
+
+fn bounded(message: Cow<'static, str>) -> Cow<'static, str> {
+    const CUT: char = '…';
+    if message.len() <= LONGEST {
+        return message;
+    }
+    let end = message.floor_char_boundary(LONGEST - CUT.len_utf8());
+    Cow::Owned(format!("{}{CUT}", &message[..end]))
 }
 
 impl From<Error> for Status {

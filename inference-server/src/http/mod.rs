@@ -8,13 +8,14 @@ mod body;
 mod describe;
 mod elements;
 mod infer;
+mod path;
 mod tensorflow;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, Version};
 use axum::response::{IntoResponse, Response};
@@ -26,6 +27,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 use tower_http::decompression::RequestDecompressionLayer;
 
+use self::path::Path;
 use crate::around::{Around, Attendant};
 use crate::error::{Error, ErrorKind};
 use crate::serving::Server;

@@ -6,6 +6,7 @@
 mod common;
 mod describe;
 mod encodings;
+mod errors;
 mod grpc;
 mod identities;
 mod keys;
