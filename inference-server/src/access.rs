@@ -51,8 +51,8 @@ impl Keys {
         Ok(Self { folder: folder.to_owned(), accepted: RwLock::new(accepted) })
     }
 
-    /// Lets a request in, or says what it lacks.
-    pub fn check(&self, headers: &HeaderMap) -> Result<(), Error> {
+    /// Lets a request in and tells the SHA-256 of its key, or says what it lacks.
+    pub fn check(&self, headers: &HeaderMap) -> Result<[u8; 32], Error> {
         let Some(key) = presented(headers) else {
             return Err(unauthenticated(
                 "this server wants an API key, as Authorization: Bearer KEY or x-api-key: KEY",
@@ -62,7 +62,11 @@ impl Keys {
         let accepted = self.accepted.read().unwrap_or_else(PoisonError::into_inner);
         // All are compared, so that time does not tell which one was near.
         let matches = accepted.iter().fold(subtle::Choice::from(0), |found, known| found | known.ct_eq(&hash));
-        if bool::from(matches) { Ok(()) } else { Err(unauthenticated("the API key is not one that this server knows")) }
+        if bool::from(matches) {
+            Ok(hash)
+        } else {
+            Err(unauthenticated("the API key is not one that this server knows"))
+        }
     }
 
     /// Follows the files for as long as it is polled. Once there are no keys in them, nobody is let in.
@@ -152,7 +156,7 @@ mod tests {
     fn outcome(keys: &Keys, name: &'static str, value: &str) -> Result<(), ErrorKind> {
         let mut headers = HeaderMap::new();
         headers.insert(name, HeaderValue::from_str(value).unwrap());
-        keys.check(&headers).map_err(|error| error.kind())
+        keys.check(&headers).map(|_| ()).map_err(|error| error.kind())
     }
 
     #[test]

@@ -18,6 +18,7 @@ use ortolan_protocol::ports;
 
 use crate::access::Keys;
 use crate::batch::Limits;
+use crate::client_limit::ClientLimits;
 use crate::cpu;
 use crate::fetch::{Digest, Source};
 use crate::tls::Tls;
@@ -85,6 +86,9 @@ pub struct ServeArguments {
     /// A folder with ca.crt: clients must show a certificate of one of its authorities
     #[arg(long, value_name = "DIR", requires = "tls_dir", env = "ORTOLAN_TLS_CLIENT_CA_DIR")]
     pub tls_client_ca_dir: Option<PathBuf>,
+    /// What one client may ask for.
+    #[command(flatten)]
+    pub client_limits: ClientLimits,
     /// The model's format; only onnx
     #[arg(long, default_value = "onnx", env = "ORTOLAN_FORMAT")]
     pub format: String,
@@ -188,6 +192,8 @@ pub struct Config {
     pub keys: Option<Arc<Keys>>,
     /// What is shown to clients that speak TLS; they must.
     pub tls: Option<Arc<Tls>>,
+    /// What one client may ask for.
+    pub client_limits: ClientLimits,
     /// Bytes for answers that are given again; 0: none.
     pub response_cache: usize,
     /// What clients may send.
@@ -264,6 +270,7 @@ impl TryFrom<ServeArguments> for Config {
             batching: batching(&arguments)?,
             keys: arguments.api_keys_dir.as_deref().map(Keys::read).transpose()?.map(Arc::new),
             tls: tls(&arguments)?,
+            client_limits: arguments.client_limits,
             response_cache: size(arguments.response_cache),
             requests: requests(&arguments)?,
             cpus,

@@ -4,9 +4,11 @@
 //! what was expected and what came, and never hold a path, a backtrace or an internal name.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 /// The kinds of errors that a request can end with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +29,8 @@ pub enum ErrorKind {
     RequestTimeout,
     /// The model is not there yet.
     NotReady,
+    /// This client asks more than it may.
+    TooManyRequests,
     /// The queue is full.
     Overloaded,
     /// The deadline passed before the answer was there.
@@ -42,12 +46,16 @@ pub struct Error {
     kind: ErrorKind,
     message: Cow<'static, str>,
     allowed: Option<&'static str>,
+    retry_after: Option<Duration>,
 }
+
+/// After what time a client that was turned away for want of room may try again.
+const SOON: Duration = Duration::from_secs(1);
 
 impl Error {
     /// An error of that kind.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, message: message.into(), allowed: None }
+        Self { kind, message: bounded(message.into()), allowed: None, retry_after: None }
     }
 
     /// The client's fault.
@@ -69,6 +77,20 @@ impl Error {
     pub fn method_not_allowed(verbs: &'static str) -> Self {
         let message = format!("this route takes {verbs}");
         Self { allowed: Some(verbs), ..Self::new(ErrorKind::MethodNotAllowed, message) }
+    }
+
+    /// The client has used up its `per_second` requests, and may send the next one after that time.
+    pub fn too_many_requests(per_second: u32, after: Duration) -> Self {
+        let message = format!(
+            "this client sent more than the {per_second} requests a second that it may; the next one may come in {:.3} s",
+            after.as_secs_f64()
+        );
+        Self { retry_after: Some(after), ..Self::new(ErrorKind::TooManyRequests, message) }
+    }
+
+    /// After what time the same request may succeed, where time helps.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after.or_else(|| self.kind.is_worth_retrying().then_some(SOON))
     }
 
     /// The verbs that the route takes, where another came.
@@ -98,6 +120,7 @@ impl ErrorKind {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::NotReady | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -111,7 +134,7 @@ impl ErrorKind {
             Self::Unauthenticated => Code::Unauthenticated,
             Self::NotFound => Code::NotFound,
             Self::MethodNotAllowed | Self::UnsupportedEncoding => Code::Unimplemented,
-            Self::TooLarge | Self::Overloaded => Code::ResourceExhausted,
+            Self::TooLarge | Self::TooManyRequests | Self::Overloaded => Code::ResourceExhausted,
             Self::NotReady => Code::Unavailable,
             Self::RequestTimeout | Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::Internal => Code::Internal,
@@ -119,13 +142,31 @@ impl ErrorKind {
     }
 
     /// Whether the same request may succeed a little later.
-    pub fn is_worth_retrying(self) -> bool {
+    fn is_worth_retrying(self) -> bool {
         matches!(self, Self::NotReady | Self::Overloaded)
     }
 }
 
+/// The longest message, in bytes. Some repeat what the client sent, which may be anything; over gRPC a message is a header, and
+/// clients take headers of some 8 KiB, in which each byte may take three.
+const LONGEST: usize = 1024;
+
+fn bounded(message: Cow<'static, str>) -> Cow<'static, str> {
+    const CUT: char = '…';
+    if message.len() <= LONGEST {
+        return message;
+    }
+    let end = message.floor_char_boundary(LONGEST - CUT.len_utf8());
+    Cow::Owned(format!("{}{CUT}", &message[..end]))
+}
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Self::new(error.kind.code(), error.message)
+        let code = error.kind.code();
+        match error.retry_after {
+            // As google.rpc.RetryInfo, which clients' libraries read.
+            Some(after) => Self::with_error_details(code, error.message, ErrorDetails::with_retry_info(Some(after))),
+            None => Self::new(code, error.message),
+        }
     }
 }

@@ -13,6 +13,7 @@ pub mod batch;
 pub mod body;
 mod cgroup;
 pub mod classify;
+pub mod client_limit;
 pub mod config;
 mod confine;
 pub mod cpu;

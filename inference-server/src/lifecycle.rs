@@ -17,10 +17,11 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 use tracing::{info, warn};
 
+use crate::client_limit::OpenConnections;
 use crate::config::{Config, Drain};
 use crate::fetch::{self, Access, Retries, Wanted};
 use crate::last_words::Testament;
-use crate::listen::{self, Connections, Speaks};
+use crate::listen::{self, Clients, Connections, Speaks};
 use crate::serving::{Model, Server};
 use crate::{engine, grpc, http, load, memory, ops};
 
@@ -155,17 +156,26 @@ impl Ports {
 
     fn serve(self, apps: Apps, config: &Config) -> Running {
         let (stop, stopped) = watch::channel(false);
-        let start = |listener, app, speaks, tls, stopped| {
-            let connections = Connections::new(speaks, tls, config.requests.head_timeout);
-            tokio::spawn(listen::serve(listener, app, connections, stopped))
+        let start =
+            |listener, app, connections, stopped| tokio::spawn(listen::serve(listener, app, connections, stopped));
+        let clients = clients(config);
+        let public = |speaks| {
+            Connections::new(speaks, config.tls.clone(), config.requests.head_timeout).with_clients(clients.clone())
         };
-        let http = start(self.http, apps.http, Speaks::Http, config.tls.clone(), stopped.clone());
-        let grpc = start(self.grpc, apps.grpc, Speaks::Http2, config.tls.clone(), stopped);
+        let http = start(self.http, apps.http, public(Speaks::Http), stopped.clone());
+        let grpc = start(self.grpc, apps.grpc, public(Speaks::Http2), stopped);
         // The operations port answers to the very end.
         let (ops_stop, ops_stopped) = watch::channel(false);
-        start(self.ops, apps.ops, Speaks::Http, None, ops_stopped);
+        start(self.ops, apps.ops, Connections::new(Speaks::Http, None, config.requests.head_timeout), ops_stopped);
         Running { stop, _ops: ops_stop, http, grpc }
     }
+}
+
+/// What is done about clients on the ports that they use. Where they have keys, their addresses say nothing.
+fn clients(config: &Config) -> Clients {
+    let limits = config.client_limits;
+    let are_told = limits.client_requests_per_second.is_some() && config.keys.is_none();
+    Clients { are_told, open: OpenConnections::new(limits) }
 }
 
 /// The ports' tasks.

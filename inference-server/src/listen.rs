@@ -23,6 +23,7 @@ use tokio_rustls::server::TlsStream;
 use tower::Service;
 use tracing::{debug, warn};
 
+use crate::client_limit::{Client, OpenConnections};
 use crate::tls::Tls;
 
 /// How long to wait when no connection can be accepted, for want of file descriptors mostly.
@@ -75,6 +76,16 @@ pub struct Connections {
     tls: Option<Arc<Tls>>,
     /// How long a connection may take to show its protocol, and how long the head of a request may take.
     head_timeout: Duration,
+    clients: Clients,
+}
+
+/// What is done about the clients of a port; by default nothing.
+#[derive(Clone, Default)]
+pub struct Clients {
+    /// Requests carry the [`Client`] whose connection they came by.
+    pub are_told: bool,
+    /// What each address has open.
+    pub open: Option<Arc<OpenConnections>>,
 }
 
 impl Connections {
@@ -89,7 +100,13 @@ impl Connections {
             .initial_connection_window_size(WINDOW)
             .keep_alive_interval(KEEP_ALIVE);
         let builder = if speaks == Speaks::Http2 { builder.http2_only() } else { builder };
-        Self { builder, tls, head_timeout }
+        Self { builder, tls, head_timeout, clients: Clients::default() }
+    }
+
+    /// The same, with that done about clients.
+    #[must_use]
+    pub fn with_clients(self, clients: Clients) -> Self {
+        Self { clients, ..self }
     }
 
     /// Those of a connection whose client said by ALPN which HTTP it speaks; who says nothing speaks the older.
@@ -108,9 +125,15 @@ impl Connections {
 pub async fn serve(listener: TcpListener, router: Router, connections: Connections, stop: watch::Receiver<bool>) {
     let graceful = GracefulShutdown::new();
     let connections = Arc::new(connections);
-    let start = |stream, peer| {
+    let start = |stream, peer: SocketAddr| {
+        let open = connections.clients.open.as_ref().map(|open| open.open(peer.ip()));
+        if let Some(None) = open {
+            debug!(%peer, "a connection is closed: its address has as many open as it may");
+            return;
+        }
         let served = serve_one(stream, router.clone(), Arc::clone(&connections), (graceful.watcher(), stop.clone()));
         tokio::spawn(async move {
+            let _open = open;
             if let Err(error) = served.await {
                 debug!(%peer, %error, "a connection ended early");
             }
@@ -157,6 +180,8 @@ async fn serve_one(
     (watcher, stop): (Watcher, watch::Receiver<bool>),
 ) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
+    let client =
+        connections.clients.are_told.then(|| stream.peer_addr()).transpose()?.map(|peer| Client::at(peer.ip()));
     // The timeouts of HTTP begin when it is known which HTTP it is.
     let opening = async {
         match &connections.tls {
@@ -169,10 +194,10 @@ async fn serve_one(
         () = stopped_for(stop.clone(), LINGER) => return Ok(()),
     };
     match begun {
-        Begun::Plain(stream) => answer(stream, &connections.builder, router, (watcher, stop)).await,
+        Begun::Plain(stream) => answer(stream, &connections.builder, (router, client), (watcher, stop)).await,
         Begun::Tls(stream) => {
             let builder = connections.builder_for(stream.get_ref().1.alpn_protocol());
-            answer(stream, &builder, router, (watcher, stop)).await
+            answer(stream, &builder, (router, client), (watcher, stop)).await
         }
     }
 }
@@ -187,7 +212,7 @@ enum Begun {
 async fn answer<S>(
     stream: S,
     builder: &Builder<TokioExecutor>,
-    router: Router,
+    (router, client): (Router, Option<Client>),
     (watcher, stop): (Watcher, watch::Receiver<bool>),
 ) -> Result<(), BoxError>
 where
@@ -196,8 +221,9 @@ where
     let has_request = Arc::new(AtomicBool::new(false));
     let service = {
         let has_request = Arc::clone(&has_request);
-        service_fn(move |request: Request<Incoming>| {
+        service_fn(move |mut request: Request<Incoming>| {
             has_request.store(true, Ordering::Relaxed);
+            client.map(|client| request.extensions_mut().insert(client));
             router.clone().call(request)
         })
     };

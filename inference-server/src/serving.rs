@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use axum::http::HeaderMap;
+use axum::extract::Request as HttpRequest;
 use ortolan_protocol::oip::{ModelMetadata, ServerMetadata};
 use ortolan_protocol::stats::{Phase, Stats};
 use tokio::sync::watch;
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::access::Keys;
 use crate::batch::{Batcher, Request};
 use crate::body::UnderWay;
+use crate::client_limit::{Client, RequestLimit};
 use crate::config::{Config, RequestLimits};
 use crate::cpu;
 use crate::engine::Signature;
@@ -39,6 +40,7 @@ pub struct Server {
     cpus: f64,
     counters: Arc<Counters>,
     keys: Option<Arc<Keys>>,
+    request_limit: Option<RequestLimit>,
     cache: Option<ResponseCache>,
     instance: String,
     started: Instant,
@@ -75,6 +77,7 @@ impl Server {
             cpus: config.cpus,
             counters: Arc::new(Counters::default()),
             keys: config.keys.clone(),
+            request_limit: RequestLimit::new(config.client_limits),
             cache: (config.response_cache > 0).then(|| ResponseCache::new(config.response_cache)),
             instance: format!("{:016x}", RandomState::new().hash_one(0)),
             started,
@@ -106,9 +109,36 @@ impl Server {
         &self.bodies
     }
 
-    /// Lets a request in by the key in its headers, where keys are wanted.
-    pub fn admit(&self, headers: &HeaderMap) -> Result<(), Error> {
-        let admitted = self.keys.as_ref().map_or(Ok(()), |keys| keys.check(headers));
+    /// Lets a request in by the key in its headers, where keys are wanted, and by how much its client has asked.
+    pub fn admit(&self, request: &HttpRequest) -> Result<(), Error> {
+        let admitted = self.identify(request).and_then(|client| self.check_limit(client));
+        self.count_refusal(admitted)
+    }
+
+    /// Lets a request in by the key in its headers, where keys are wanted; what its client asks with it is limited elsewhere.
+    /// Tells who it is, where there is a limit.
+    pub fn admit_stream(&self, request: &HttpRequest) -> Result<Option<Client>, Error> {
+        let admitted = self.identify(request);
+        self.count_refusal(admitted)
+    }
+
+    /// Whether a client may ask once more.
+    pub fn check_limit(&self, client: Option<Client>) -> Result<(), Error> {
+        let limited = self.request_limit.as_ref().zip(client);
+        limited.map_or(Ok(()), |(limit, client)| limit.check(client))
+    }
+
+    /// Who asks, where there is a limit for clients.
+    fn identify(&self, request: &HttpRequest) -> Result<Option<Client>, Error> {
+        let hash = self.keys.as_ref().map(|keys| keys.check(request.headers())).transpose()?;
+        if self.request_limit.is_none() {
+            return Ok(None);
+        }
+        let of_key = hash.map(|hash| Client::with_key(&hash));
+        Ok(of_key.or_else(|| Client::of_connection(request.extensions())))
+    }
+
+    fn count_refusal<T>(&self, admitted: Result<T, Error>) -> Result<T, Error> {
         if admitted.is_err() {
             self.counters.arrive().finish(&admitted);
         }

@@ -218,6 +218,7 @@ impl Arrival {
             ErrorKind::Internal => (&counters.failed, false),
             ErrorKind::InvalidArgument
             | ErrorKind::Unauthenticated
+            | ErrorKind::TooManyRequests
             | ErrorKind::NotFound
             | ErrorKind::MethodNotAllowed
             | ErrorKind::TooLarge

@@ -6,6 +6,7 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod access;
 pub mod conditions;
 pub mod names;
 mod quantity;
@@ -19,6 +20,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use access::{ClientLimit, Tls};
 pub use quantity::Quantity;
 pub use scheduling::Scheduling;
 pub use status::{LatencyStatus, ModelDeploymentStatus, RevisionStatus, ScalingStatus, VariantStatus};
@@ -207,6 +209,13 @@ pub struct Server {
     #[x_kube(validation = Rule::new(IS_NAME)
         .message("apiKeysSecret must be a Secret's name: a-z, 0-9, '-' and '.'"))]
     pub api_keys_secret: Option<String>,
+    /// TLS for REST (port 443 of the Service) and gRPC (port 8443), in the place of the ports without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// How much one client may ask of each server; clients are told apart by their API key where keys are wanted, else by their
+    /// address. Requests beyond it are refused with 429. Without it there is no such limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_limit: Option<ClientLimit>,
 }
 
 /// What a container asks for and may use.

@@ -19,7 +19,7 @@ pub struct ModelDeploymentStatus {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Where clients inside the cluster reach the model.
+    /// Where clients inside the cluster reach the model over REST; `https://` with `spec.server.tls`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// The servers that exist and are not on their way out.

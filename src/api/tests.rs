@@ -41,6 +41,14 @@ fn the_specs_of_the_readme_pass() {
         json!({"model": {"uri": format!("oci+http://registry.ml.svc/digits@sha256:{}", "0".repeat(64))}}),
         json!({"model": {"uri": "hf://org/digits/onnx/model.onnx", "credentialsSecret": "hub"}}),
         json!({"model": {"uri": "hf://org/digits@v1.0/model.onnx"}}),
+        json!({"model": {"uri": "https://h/m"}, "server": {"tls": {"certificateSecret": "web"}}}),
+        json!({
+            "model": {"uri": "https://h/m"},
+            "server": {
+                "tls": {"certificateSecret": "web.example.org", "clientCASecret": "clients"},
+                "clientLimit": {"requestsPerSecond": 20, "burst": 1},
+            },
+        }),
         json!({
             "model": {"uri": "http://models.ml.svc:8000/digits.onnx?version=3"},
             "server": {
@@ -99,6 +107,14 @@ fn what_is_refused_says_what_was_expected() {
         (with("model.version", json!("a b")), "version must be 1 to 63"),
         (with("server", json!({"serviceAccountName": "-"})), "serviceAccountName must be a ServiceAccount's name"),
         (with("server", json!({"apiKeysSecret": "Keys"})), "apiKeysSecret must be a Secret's name"),
+        (
+            with("server", json!({"tls": {"certificateSecret": "other/web"}})),
+            "certificateSecret must be a Secret's name",
+        ),
+        (
+            with("server", json!({"tls": {"certificateSecret": "web", "clientCASecret": ""}})),
+            "clientCASecret must be a Secret's name",
+        ),
         (with("server", json!({"responseCache": "much"})), "responseCache must be a quantity from 64Ki to 1Ti"),
         (with("server", json!({"responseCache": 0})), "responseCache must be a quantity from 64Ki to 1Ti"),
         (
@@ -190,4 +206,6 @@ fn fields_of_the_wrong_type_are_no_model_deployment() {
     assert!(object(&json!({"model": {"uri": 7}})).is_err());
     assert!(object(&json!({"model": {"uri": "https://h/m", "format": "pickle"}})).is_err());
     assert!(object(&json!({})).is_err());
+    assert!(object(&with("server", json!({"tls": {}}))).is_err(), "TLS without a certificate");
+    assert!(object(&with("server", json!({"clientLimit": {"burst": 5}}))).is_err(), "a limit without a number");
 }

@@ -31,12 +31,23 @@ fn difference(rendered: &Value, live: &Value, path: &str) -> Option<String> {
             if rendered.len() > live.len() || ((plain || is_whole(path)) && rendered.len() != live.len()) {
                 return Some(format!("{path}[{}]", rendered.len().min(live.len())));
             }
-            let mut pairs = rendered.iter().zip(live).enumerate();
-            pairs.find_map(|(index, (rendered, live))| difference(rendered, live, &format!("{path}[{index}]")))
+            rendered.iter().enumerate().find_map(|(index, element)| {
+                let path = format!("{path}[{index}]");
+                counterpart(element, index, live).map_or(Some(path.clone()), |live| difference(element, live, &path))
+            })
         }
         (Value::String(rendered), Value::String(live)) if Quantity::same_amount(rendered, live) => None,
         (rendered, live) if rendered == live => None,
         _ => Some(path.to_owned()),
+    }
+}
+
+/// The element of `live` that is compared with a rendered one: what has a name is found by it, since others may have put theirs
+/// in between.
+fn counterpart<'a>(rendered: &Value, index: usize, live: &'a [Value]) -> Option<&'a Value> {
+    match rendered.get("name") {
+        Some(name) => live.iter().find(|live| live.get("name") == Some(name)),
+        None => live.get(index),
     }
 }
 
@@ -104,6 +115,16 @@ mod tests {
         }
         let (rendered, live) = (json!({"ports": [{"port": 80}]}), json!({"ports": [{"port": 80}, {"port": 81}]}));
         assert_eq!(first_difference(&rendered, &live), None);
+    }
+
+    #[test]
+    fn what_has_a_name_is_found_among_what_others_added() {
+        let rendered = json!({"ports": [{"name": "http", "port": 80}, {"name": "https", "port": 443}]});
+        let with = |https: u16| json!({"ports": [{"name": "http", "port": 80}, {"name": "theirs", "port": 9}, {"name": "https", "port": https}]});
+        assert_eq!(first_difference(&rendered, &with(443)), None);
+        assert_eq!(first_difference(&rendered, &with(444)).as_deref(), Some("ports[1].port"));
+        let missing = json!({"ports": [{"name": "http", "port": 80}, {"name": "theirs", "port": 9}]});
+        assert_eq!(first_difference(&rendered, &missing).as_deref(), Some("ports[1]"));
     }
 
     #[test]

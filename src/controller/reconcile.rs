@@ -28,7 +28,7 @@ use crate::{
         seen::{self, Seen},
         stuck,
     },
-    render::{self, Snapshot},
+    render::{self, Kinds, Snapshot},
     rollout::{self, Count},
     status::{
         RevisionFacts,
@@ -119,8 +119,8 @@ async fn step(
     report(model, object, &observed, (decided, applied), context).instrument(trace_span!("report")).await
 }
 
-/// Whether this must not be done on a read that may be old: what takes servers or snapshots away never is, nor what gives
-/// an old revision servers back (the cache of pods may not know yet of the new ones for which it gave them up), and a
+/// Whether this must not be done on a read that may be old: what takes servers, ports or snapshots away never is, nor what
+/// gives an old revision servers back (the cache of pods may not know yet of the new ones for which it gave them up), and a
 /// new revision is begun only for the object as it is now.
 async fn is_uncertain(
     object: &ModelDeployment,
@@ -140,7 +140,9 @@ async fn is_uncertain(
         })
     });
     let removes = !rollout.retired.is_empty() || !forgotten.is_empty() || !snapshots.replaced.is_empty();
-    if resizes || removes || useless_locks(observed, decided).next().is_some() {
+    let service = observed.seen.service.as_ref();
+    let closes = service.is_some_and(|service| Kinds::of_service(service).has_more_than(decided.kinds));
+    if resizes || removes || closes || useless_locks(observed, decided).next().is_some() {
         return Ok(true);
     }
     if rollout.replicas.keys().all(|revision| deployments.contains_key(revision)) {
@@ -236,6 +238,8 @@ pub(super) struct Decided {
     digests: BTreeMap<String, String>,
     /// One server finds out what the others are bound to.
     pub(super) resolving: bool,
+    /// The kinds of servers that the Service leads to.
+    kinds: Kinds,
     /// The number of a new ControllerRevision.
     next_number: i64,
     /// Snapshots of revisions that nobody will go back to.
@@ -269,6 +273,7 @@ fn decide(model: &DesiredModel, observed: &Observed, context: &Context) -> Decid
         forgotten: unused.into_iter().skip(HISTORY).cloned().collect(),
         digests: digests.collect(),
         resolving,
+        kinds: Kinds::of(snapshots.readable.values(), observed.seen.servers()),
         next_number: observed.seen.revisions.values().map(|stored| stored.revision).max().unwrap_or_default() + 1,
         snapshots,
         rollout,
@@ -339,7 +344,7 @@ fn render(model: &DesiredModel, decided: &Decided, settings: &Settings) -> Resul
         revisions: BTreeMap::new(),
         deployments: BTreeMap::new(),
         locks: BTreeMap::new(),
-        service: render::service(model),
+        service: render::service(model, decided.kinds),
         budget: render::disruption_budget(model),
         policy: settings.network.as_ref().map(|network| render::network_policy(model, network)),
     };

@@ -60,6 +60,7 @@ pub async fn read(client: &Client, known: &ModelDeployment) -> Result<Option<Fre
         budget: owned(&mine, budgets).into_iter().next(),
         policy: owned(&mine, policies).into_iter().next(),
         pods: pods.into_iter().map(Arc::new).collect(),
+        strays: Vec::new(),
     };
     Ok(Some(Fresh { object, seen: seen.with_own_pods() }))
 }

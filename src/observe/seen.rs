@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, Deployment},
-        core::v1::{ConfigMap, Pod, Service},
+        core::v1::{ConfigMap, Pod, PodSpec, Service},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
@@ -36,6 +36,8 @@ pub struct Seen {
     pub policy: Option<Arc<NetworkPolicy>>,
     /// Pods of all revisions, those on their way out included.
     pub pods: Vec<Arc<Pod>>,
+    /// Pods that the Service selects, too, and whose Deployment is gone: they answer until they are told to stop.
+    pub strays: Vec<Arc<Pod>>,
 }
 
 impl Seen {
@@ -51,19 +53,27 @@ impl Seen {
             policy: stores.policies.of(&model.uid).into_iter().next().map(Arc::new),
             deployments,
             pods: pods.into_iter().map(Arc::new).collect(),
+            strays: Vec::new(),
         };
         seen.with_own_pods()
     }
 
-    /// Keeps the pods that these Deployments made: those that are older belong to a deleted model of the same name.
+    /// Tells the pods that these Deployments made from others: those that are older belong to a deleted model of the same name.
     pub(super) fn with_own_pods(mut self) -> Self {
         let made = |object: &kube::core::ObjectMeta| object.creation_timestamp.as_ref().map(|time| time.0);
         let deployments = &self.deployments;
-        self.pods.retain(|pod| {
+        (self.pods, self.strays) = std::mem::take(&mut self.pods).into_iter().partition(|pod| {
             let deployment = label(pod.as_ref(), names::REVISION).and_then(|revision| deployments.get(revision));
             deployment.is_some_and(|deployment| made(&pod.metadata) >= made(&deployment.metadata))
         });
         self
+    }
+
+    /// What all servers run that there are or are to be, those on their way out included.
+    pub fn servers(&self) -> impl Iterator<Item = &PodSpec> {
+        let deployments =
+            self.deployments.values().filter_map(|deployment| deployment.spec.as_ref()?.template.spec.as_ref());
+        deployments.chain(self.pods.iter().chain(&self.strays).filter_map(|pod| pod.spec.as_ref()))
     }
 
     /// The pods of a revision that are not on their way out.
@@ -216,4 +226,32 @@ pub fn cold_start(pod: &Pod) -> Option<f64> {
     let created = pod.metadata.creation_timestamp.as_ref()?.0;
     let seconds = ready_since(pod)?.duration_since(created).as_secs_f64().max(0.0);
     (restarts == 0).then_some(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_server_whose_deployment_is_gone_is_still_a_server_and_no_pod_of_the_model() {
+        let pod = |name: &str, revision: &str| -> Arc<Pod> {
+            let labels = json!({names::MODEL: "digits", names::REVISION: revision});
+            let spec = json!({"containers": [{"name": name}]});
+            let pod = json!({"metadata": {"name": name, "labels": labels, "creationTimestamp": "2026-01-01T00:00:01Z"}, "spec": spec});
+            Arc::new(serde_json::from_value(pod).unwrap())
+        };
+        let deployment = json!({
+            "metadata": {"name": "new", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"selector": {}, "template": {"spec": {"containers": [{"name": "template"}]}}},
+        });
+        let deployments = BTreeMap::from([("b".to_owned(), Arc::new(serde_json::from_value(deployment).unwrap()))]);
+        let seen =
+            Seen { deployments, pods: vec![pod("old", "a"), pod("new", "b")], ..Seen::default() }.with_own_pods();
+        let names = |pods: &[Arc<Pod>]| pods.iter().filter_map(|pod| pod.metadata.name.clone()).collect::<Vec<_>>();
+        assert_eq!((names(&seen.pods), names(&seen.strays)), (vec!["new".to_owned()], vec!["old".to_owned()]));
+        let servers: Vec<_> = seen.servers().map(|pod| &*pod.containers[0].name).collect();
+        assert_eq!(servers, ["template", "new", "old"]);
+    }
 }

@@ -1,5 +1,5 @@
-//! What a pod is given besides its settings: the volumes with the model, its credentials, the API keys and the digest lock, and
-//! the identity that it runs as.
+//! What a pod is given besides its settings: the volumes with the model, its credentials, the API keys, certificates and the digest
+//! lock, and the identity that it runs as.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +19,10 @@ pub(super) const MODEL_VOLUME: &str = "/model";
 const CREDENTIALS: &str = "/credentials";
 /// Where the hashes of API keys are mounted.
 const API_KEYS: &str = "/api-keys";
+/// Where the servers' certificate and its key are mounted.
+const TLS: &str = "/tls";
+/// Where the authorities of clients' certificates are mounted.
+const CLIENT_CA: &str = "/client-ca";
 /// Where the digest lock is mounted.
 const LOCK: &str = "/lock";
 /// Readable by the server's group alone.
@@ -53,6 +57,12 @@ pub(super) fn volumes(model: &DesiredModel, revision: &str, snapshot: &Snapshot,
     for (name, path, secret) in secrets {
         mounted.extend(secret.as_ref().map(|secret| Mounted { volume: secret_volume(name, secret), path }));
     }
+    if let Some(tls) = &spec.server.tls {
+        mounted
+            .push(Mounted { volume: keys_volume("tls", &tls.certificate_secret, &["tls.crt", "tls.key"]), path: TLS });
+        let authorities = tls.client_ca_secret.as_ref().map(|secret| keys_volume("client-ca", secret, &["ca.crt"]));
+        mounted.extend(authorities.map(|volume| Mounted { volume, path: CLIENT_CA }));
+    }
     if snapshot.is_locked() {
         let volume = Volume {
             name: "lock".to_owned(),
@@ -82,6 +92,22 @@ fn secret_volume(name: &str, secret: &str) -> Volume {
     }
 }
 
+/// These keys of a Secret and no others: that of an authority may hold the authority's own key. The pod waits for a key that is
+/// not there.
+fn keys_volume(name: &str, secret: &str, keys: &[&str]) -> Volume {
+    let items = keys.iter().map(|key| KeyToPath { key: (*key).to_owned(), path: (*key).to_owned(), mode: None });
+    Volume {
+        name: name.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret.to_owned()),
+            default_mode: Some(SECRET_MODE),
+            items: Some(items.collect()),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
 /// The server's arguments about them.
 pub(super) fn arguments(snapshot: &Snapshot, source: &Source) -> Vec<String> {
     let mut arguments = Vec::new();
@@ -90,6 +116,14 @@ pub(super) fn arguments(snapshot: &Snapshot, source: &Source) -> Vec<String> {
     }
     if snapshot.spec.server.api_keys_secret.is_some() {
         arguments.push(format!("--api-keys-dir={API_KEYS}"));
+    }
+    if let Some(tls) = &snapshot.spec.server.tls {
+        arguments.push(format!("--tls-dir={TLS}"));
+        arguments.extend(tls.client_ca_secret.as_ref().map(|_| format!("--tls-client-ca-dir={CLIENT_CA}")));
+    }
+    if let Some(limit) = &snapshot.spec.server.client_limit {
+        arguments.push(format!("--client-requests-per-second={}", limit.requests_per_second));
+        arguments.extend(limit.burst.map(|burst| format!("--client-burst={burst}")));
     }
     if snapshot.is_locked() {
         arguments.push(format!("--lock-file={LOCK}/{}", lock::KEY));

@@ -6,8 +6,8 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
-            Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, PodSecurityContext, PodSpec,
-            PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+            Capabilities, Container, EmptyDirVolumeSource, HTTPGetAction, PodSecurityContext, PodSpec, PodTemplateSpec,
+            Probe, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -22,6 +22,7 @@ use super::{
     Renderer, Snapshot,
     access::{self, MODEL_VOLUME, Mounted},
     metadata,
+    ports::container_ports,
     scheduling::placed,
 };
 use crate::api::{
@@ -118,12 +119,6 @@ fn container(
     snapshot: &Snapshot,
     (source, mounted): (&Source, &[Mounted]),
 ) -> Container {
-    let port = |name: &str, port: u16| ContainerPort {
-        name: Some(name.to_owned()),
-        container_port: i32::from(port),
-        protocol: Some("TCP".to_owned()),
-        ..ContainerPort::default()
-    };
     let cache = VolumeMount { name: "cache".to_owned(), mount_path: CACHE.to_owned(), ..VolumeMount::default() };
     let mut mounts = vec![cache];
     mounts.extend(mounted.iter().map(Mounted::mount));
@@ -132,7 +127,7 @@ fn container(
         image: Some(snapshot.image.clone()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
         args: Some(arguments(model, revision, snapshot, source)),
-        ports: Some(vec![port("http", ports::HTTP), port("grpc", ports::GRPC), port("operations", ports::OPERATIONS)]),
+        ports: Some(container_ports(snapshot)),
         resources: resources(&snapshot.spec.server.resources),
         readiness_probe: Some(probe("/readyz", 1, 5)),
         liveness_probe: Some(probe("/healthz", 10, 6)),

@@ -12,6 +12,7 @@ mod deployment;
 mod disruption_budget;
 mod lock;
 mod network_policy;
+mod ports;
 mod renderer;
 mod scheduling;
 mod service;
@@ -24,6 +25,7 @@ pub use deployment::deployment;
 pub use disruption_budget::disruption_budget;
 pub use lock::{lock, locked};
 pub use network_policy::{Clients, Network, network_policy};
+pub use ports::Kinds;
 pub use renderer::Renderer;
 pub use service::{service, url};
 

@@ -154,8 +154,93 @@ fn a_snapshot_from_before_there_was_a_lock_renders_the_pods_that_there_are() {
 #[test]
 fn the_service() {
     let model = model("model: {uri: 'file:///m.onnx'}");
-    insta::assert_yaml_snapshot!(service(&model));
+    insta::assert_yaml_snapshot!(service(&model, kinds(&[&model], &[])));
     assert_eq!(url(&model), "http://digits.ml.svc");
+}
+
+/// The kinds of what these models ask for, and of pods that are still there of those.
+fn kinds(wanted: &[&DesiredModel], there: &[&DesiredModel]) -> Kinds {
+    let wanted: Vec<_> = wanted.iter().map(|model| snapshot(model)).collect();
+    let pods: Vec<_> = there
+        .iter()
+        .map(|model| deployment(model, "a1b2c3d4e5", &snapshot(model), 1).unwrap().spec.unwrap().template.spec.unwrap())
+        .collect();
+    Kinds::of(wanted.iter(), pods.iter())
+}
+
+fn plain_and_tls() -> (DesiredModel, DesiredModel) {
+    let spec = "model: {uri: 'https://h/m.onnx'}";
+    let tls = "server: {tls: {certificateSecret: web, clientCASecret: clients}}";
+    (model(&format!("{{{spec}}}")), model(&format!("{{{spec}, {tls}}}")))
+}
+
+#[test]
+fn a_server_with_tls_and_certificates_of_clients() {
+    let (_, tls) = plain_and_tls();
+    let pod = deployment(&tls, "a1b2c3d4e5", &snapshot(&tls), 1).unwrap().spec.unwrap().template.spec.unwrap();
+    let container = &pod.containers[0];
+    insta::assert_yaml_snapshot!((&pod.volumes, &container.args, &container.volume_mounts, &container.ports));
+    // The kubelet speaks to the port that stays as it is.
+    for probe in [&container.readiness_probe, &container.liveness_probe] {
+        assert_eq!(probe.as_ref().unwrap().http_get.as_ref().unwrap().scheme.as_deref(), Some("HTTP"));
+    }
+    let without = model("{model: {uri: 'https://h/m.onnx'}, server: {tls: {certificateSecret: web}}}");
+    let text = serde_json::to_string(&deployment(&without, "a1b2c3d4e5", &snapshot(&without), 1).unwrap()).unwrap();
+    assert!(text.contains("--tls-dir=/tls") && !text.contains("client-ca"), "{text}");
+}
+
+#[test]
+fn the_service_of_servers_with_tls_and_of_both_kinds() {
+    let (plain, tls) = plain_and_tls();
+    insta::assert_yaml_snapshot!((
+        service(&tls, kinds(&[&tls], &[])).spec.unwrap().ports,
+        service(&tls, kinds(&[&plain, &tls], &[])).spec.unwrap().ports
+    ));
+    assert_eq!(url(&tls), "https://digits.ml.svc");
+}
+
+#[test]
+fn the_ports_of_a_kind_stay_until_its_last_server_is_gone() {
+    let (plain, tls) = plain_and_tls();
+    let both = kinds(&[&plain, &tls], &[]);
+    for (wanted, there, expected) in [
+        (vec![&tls], vec![&plain], both),
+        (vec![&plain], vec![&tls], both),
+        (vec![&tls], vec![&plain, &tls], both),
+        (vec![&tls], vec![&tls], kinds(&[&tls], &[])),
+    ] {
+        assert_eq!(kinds(&wanted, &there), expected);
+    }
+    for kinds in [both, kinds(&[&tls], &[]), kinds(&[&plain], &[])] {
+        assert_eq!(Kinds::of_service(&service(&plain, kinds)), kinds, "what a Service says of itself");
+    }
+    let only = kinds(&[&plain], &[]);
+    assert!(both.has_more_than(only) && !only.has_more_than(both) && !both.has_more_than(both));
+    assert!(kinds(&[&tls], &[]).has_more_than(only));
+}
+
+/// Somebody else's port, for a sidecar of theirs, is no port of ours.
+#[test]
+fn a_port_that_others_added_is_no_kind_of_server() {
+    let (plain, _) = plain_and_tls();
+    let only = kinds(&[&plain], &[]);
+    let mut service = service(&plain, only);
+    let theirs = serde_json::json!({"name": "https", "port": 443, "targetPort": 15443});
+    service.spec.as_mut().unwrap().ports.as_mut().unwrap().push(serde_json::from_value(theirs).unwrap());
+    assert_eq!(Kinds::of_service(&service), only);
+}
+
+#[test]
+fn limits_of_clients_are_flags_of_the_server() {
+    let arguments = |limit: &str| {
+        let spec = format!("{{model: {{uri: 'https://h/m.onnx'}}, server: {{clientLimit: {limit}}}}}");
+        pod(&spec).spec.unwrap().containers.remove(0).args.unwrap()
+    };
+    let flags = ["--client-requests-per-second=20", "--client-burst=50"].map(str::to_owned);
+    let both = arguments("{requestsPerSecond: 20, burst: 50}");
+    assert!(flags.iter().all(|flag| both.contains(flag)), "{both:?}");
+    let one = arguments("{requestsPerSecond: 20}");
+    assert!(one.contains(&flags[0]) && !one.iter().any(|argument| argument.contains("burst")), "{one:?}");
 }
 
 #[test]

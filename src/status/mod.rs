@@ -116,7 +116,7 @@ pub fn derive(facts: &Facts<'_>) -> ModelDeploymentStatus {
     ModelDeploymentStatus {
         observed_generation: if applied { Some(model.generation) } else { previous.observed_generation },
         conditions: conditions::derive(facts),
-        url: Some(crate::render::url(model)),
+        url: Some(url(facts)),
         replicas: facts.replicas(),
         selector: Some(names::selector(&model.name)),
         stable: revision(&rollout.stable),
@@ -124,6 +124,14 @@ pub fn derive(facts: &Facts<'_>) -> ModelDeploymentStatus {
         variants: variants(facts),
         scaling: Some(scaling(facts)),
     }
+}
+
+/// Where clients reach the model. What comes with another address (TLS, or no TLS any more) counts as soon as a server answers
+/// there; those of before answer until the last of them has left.
+fn url(facts: &Facts<'_>) -> String {
+    let answers = facts.target().is_some_and(|(_, target)| target.ready > 0);
+    let said = facts.previous.url.clone().filter(|_| !answers);
+    said.unwrap_or_else(|| crate::render::url(facts.model))
 }
 
 /// The status of a model that could not be parsed: everything stays but the conditions. Nothing else will be said about

@@ -377,3 +377,20 @@ fn details_are_held_back_so_soon_after_a_write_and_news_are_not() {
     let promoted = ModelDeploymentStatus { stable: None, ..serving.clone() };
     assert_eq!(hold_back(&serving, &promoted, Some(0.5)), None, "another revision");
 }
+
+/// Clients that go by the url leave the old servers while those still answer, and not before the new ones do.
+#[test]
+fn the_url_changes_to_tls_and_back_when_a_server_answers_there() {
+    let mut situation = Situation::serving();
+    let plain = situation.status(NOW);
+    assert_eq!(plain.url.as_deref(), Some("http://digits.ml.svc"));
+    let tls = serde_json::from_value(serde_json::json!({"certificateSecret": "web"})).unwrap();
+    situation.model.revision.server.tls = Some(tls);
+    assert_eq!(situation.status(NOW).url.as_deref(), Some("https://digits.ml.svc"), "nothing was said before");
+    situation.previous = plain;
+    situation.rollout.candidate = Some("b".into());
+    situation.revisions.insert("b".to_owned(), RevisionFacts { replicas: 1, ..RevisionFacts::default() });
+    assert_eq!(situation.status(NOW).url.as_deref(), Some("http://digits.ml.svc"), "no server has TLS yet");
+    situation.revisions.get_mut("b").unwrap().ready = 1;
+    assert_eq!(situation.status(NOW).url.as_deref(), Some("https://digits.ml.svc"));
+}

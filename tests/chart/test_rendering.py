@@ -108,10 +108,16 @@ def test_the_admission_policy_looks_at_every_way_to_name_something():
     (rule,) = spec["matchConstraints"]["resourceRules"]
     assert (rule["resources"], rule["operations"]) == (["modeldeployments"], ["CREATE", "UPDATE"])
     assert spec["failurePolicy"] == "Fail"
-    assert [validation["reason"] for validation in spec["validations"]] == ["Forbidden"] * 5
+    assert [validation["reason"] for validation in spec["validations"]] == ["Forbidden"] * 7
     words = " ".join(validation["expression"] for validation in spec["validations"])
     for resource in ["secrets", "persistentvolumeclaims", "configmaps", "serviceaccounts"]:
         assert f"resource('{resource}')" in words
+    # Each field is looked at when it is named, and when it is named anew.
+    (anew,) = spec["matchConditions"]
+    told = " ".join(validation["message"] for validation in spec["validations"])
+    for field in ["serviceAccountName", "apiKeysSecret", "tls.certificateSecret", "tls.clientCASecret"]:
+        assert f"spec.server.{field} names" in told
+        assert anew["expression"].count(f"?{field.replace('.', '.?')}.") == 2, field
     binding = rendered.get("ValidatingAdmissionPolicyBinding", "ortolan-references")["spec"]
     assert binding == {"policyName": "ortolan-references", "validationActions": ["Deny"]}
     without = render({"admissionPolicy": {"enabled": False}})

@@ -13,13 +13,16 @@ WEB = "https://models.example.org/m.onnx"
 MODELS = rule("modeldeployments", "get", "list", "create", "update", "patch", "delete", group="ortolan.dev")
 
 
-def naming(name: str = "it", uri: str = WEB, secret: str | None = None, account: str | None = None, keys: str | None = None, **spec) -> dict:
-    """A manifest that names a Secret with credentials or with API keys, or a service account."""
+def naming(name: str = "it", uri: str = WEB, secret: str | None = None, account: str | None = None, keys: str | None = None,
+           tls: dict | None = None, **spec) -> dict:
+    """A manifest that names a Secret with credentials, with API keys or for TLS, or a service account."""
     found = manifest(name, uri, **spec)
     if secret:
         found["spec"]["model"]["credentialsSecret"] = secret
     if keys:
         found["spec"].setdefault("server", {})["apiKeysSecret"] = keys
+    if tls:
+        found["spec"].setdefault("server", {})["tls"] = tls
     if account:
         found["spec"].setdefault("server", {})["serviceAccountName"] = account
     return found
@@ -47,6 +50,8 @@ def fill(namespace: Namespace) -> None:
 REFERENCES = [
     (lambda name: naming(secret=name), "spec.model.credentialsSecret names the Secret", "lacks the verb get on secrets/"),
     (lambda name: naming(keys=name), "spec.server.apiKeysSecret names the Secret", "lacks the verb get on secrets/"),
+    (lambda name: naming(tls={"certificateSecret": name}), "spec.server.tls.certificateSecret names the Secret", "lacks the verb get on secrets/"),
+    (lambda name: naming(tls={"certificateSecret": "mine", "clientCASecret": name}), "spec.server.tls.clientCASecret names the Secret", "lacks the verb get on secrets/"),
     (lambda name: naming(uri=f"pvc://{name}/m.onnx"), "spec.model.uri names the PersistentVolumeClaim", "lacks the verb get on persistentvolumeclaims/"),
     (lambda name: naming(uri=f"configmap://{name}/m.onnx"), "spec.model.uri names the ConfigMap", "lacks the verb get on configmaps/"),
     (lambda name: naming(account=name), "spec.server.serviceAccountName names the ServiceAccount", "has neither the verb use nor impersonate on serviceaccounts/"),
@@ -110,6 +115,7 @@ def test_what_was_named_by_who_may_is_left_in_peace_until_it_is_named_anew(names
     assert "names the Secret hidden" in words, words
     assert "names the ServiceAccount mine" in red.refused(naming(account="mine"))
     assert "names the Secret mine" in red.refused(naming(account="hidden", keys="mine"))
+    assert "names the Secret mine" in red.refused(naming(account="hidden", tls={"certificateSecret": "mine"}))
     # One account for another, beside a Secret that stays: that is asked about, too.
     assert "names the Secret hidden" in red.refused(naming(secret="hidden", account="mine"))
     assert red.refused(naming()) == "", "to name nothing any more is always allowed"

@@ -47,8 +47,10 @@ use crate::stats::Arrival;
 const OUT_OF_RANGE: &str = "11";
 const RESOURCE_EXHAUSTED: HeaderValue = HeaderValue::from_static("8");
 
+/// The call whose body is a stream of inference requests ends so.
+const INFERENCE_STREAM: &str = "/ModelStreamInfer";
 /// Calls whose bodies are streams of messages end so.
-const STREAMS: [&str; 2] = ["/ModelStreamInfer", "/ServerReflectionInfo"];
+const STREAMS: [&str; 2] = [INFERENCE_STREAM, "/ServerReflectionInfo"];
 
 /// The gRPC port. `health`: answers `grpc.health.v1`.
 pub fn app<H: Health>(server: Arc<Server>, health: HealthServer<H>) -> Router {
@@ -88,13 +90,23 @@ impl Attendant for Greeter {
     type Kept = ();
 
     /// Health is told to everybody, as over REST.
-    fn before(&self, request: HttpRequest) -> ControlFlow<HttpResponse, (HttpRequest, ())> {
-        if !request.uri().path().starts_with("/grpc.health.v1.Health/")
-            && let Err(error) = self.0.admit(request.headers())
-        {
-            return ControlFlow::Break(Status::from(error).into_http());
+    fn before(&self, mut request: HttpRequest) -> ControlFlow<HttpResponse, (HttpRequest, ())> {
+        let path = request.uri().path();
+        let admitted = if path.starts_with("/grpc.health.v1.Health/") {
+            Ok(None)
+        } else if path.ends_with(INFERENCE_STREAM) {
+            // Each of its messages is a request.
+            self.0.admit_stream(&request)
+        } else {
+            self.0.admit(&request).map(|()| None)
+        };
+        match admitted {
+            Ok(client) => {
+                client.map(|client| request.extensions_mut().insert(client));
+                ControlFlow::Continue((bound(&self.0, request), ()))
+            }
+            Err(error) => ControlFlow::Break(Status::from(error).into_http()),
         }
-        ControlFlow::Continue((bound(&self.0, request), ()))
     }
 
     fn after(&self, (): (), response: &mut HttpResponse) {
@@ -182,10 +194,12 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
-        let (metadata, _, messages) = request.into_parts();
-        let deadline = crate::wire::deadline(Instant::now(), [call_timeout(&metadata)]);
-        let answers: Self::ModelStreamInferStream =
-            Box::pin(stream::answers(Arc::clone(&self.server), messages, deadline));
+        let (metadata, extensions, messages) = request.into_parts();
+        let call = stream::Call {
+            client: extensions.get().copied(),
+            deadline: crate::wire::deadline(Instant::now(), [call_timeout(&metadata)]),
+        };
+        let answers: Self::ModelStreamInferStream = Box::pin(stream::answers(Arc::clone(&self.server), messages, call));
         Ok(as_encoded(&metadata, Response::new(answers)))
     }
 

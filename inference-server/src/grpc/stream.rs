@@ -7,22 +7,32 @@ use futures_util::{Stream, StreamExt, stream};
 use ortolan_protocol::grpc::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
 use tonic::{Code, Status, Streaming};
 
+use crate::client_limit::Client;
 use crate::serving::Server;
 
 /// How many requests of one stream are worked on at once. The queue bounds what all streams together hold.
 const AT_ONCE: usize = 64;
+
+/// What holds for all messages of a stream.
+#[derive(Clone, Copy)]
+pub(super) struct Call {
+    /// Who sends them, where there is a limit for clients.
+    pub client: Option<Client>,
+    /// Until when they must be answered.
+    pub deadline: Option<Instant>,
+}
 
 /// The answers, in the order of the requests. A request that fails gets a message and the stream goes on; it ends when
 /// its client has sent all, breaks the protocol, or has nothing to say while the server drains.
 pub(super) fn answers(
     server: Arc<Server>,
     requests: Streaming<ModelInferRequest>,
-    deadline: Option<Instant>,
+    call: Call,
 ) -> impl Stream<Item = Result<ModelStreamInferResponse, Status>> {
     messages(Arc::clone(&server), requests)
         .map(move |message| {
             let server = Arc::clone(&server);
-            async move { Ok(answer(&server, message?, deadline).await) }
+            async move { Ok(answer(&server, message?, call).await) }
         })
         .buffered(AT_ONCE)
 }
@@ -53,10 +63,13 @@ fn messages(
     })
 }
 
-async fn answer(server: &Server, message: ModelInferRequest, deadline: Option<Instant>) -> ModelStreamInferResponse {
+async fn answer(server: &Server, message: ModelInferRequest, call: Call) -> ModelStreamInferResponse {
     let arrival = server.counters().arrive();
     let (id, model_name) = (message.id.clone(), message.model_name.clone());
-    let outcome = super::infer(server, message, deadline, &arrival).await;
+    let outcome = match server.check_limit(call.client) {
+        Ok(()) => super::infer(server, message, call.deadline, &arrival).await,
+        Err(error) => Err(error),
+    };
     arrival.finish(&outcome);
     match outcome {
         Ok(answer) => ModelStreamInferResponse { error_message: String::new(), infer_response: Some(answer) },

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use ortolan_protocol::grpc::ModelStatisticsResponse;
 use ortolan_protocol::oip::IndexRequest;
 
-use super::{Shared, body};
+use super::{Path, Shared, body};
 use crate::describe;
 use crate::error::Error;
 use crate::serving::Server;

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use ortolan_protocol::oip::{self, InferInput, InferRequest, Parameter, Parameters};
 
 use super::answer::{self, Form};
-use super::{Shared, body, elements};
+use super::{Path, Shared, body, elements};
 use crate::classify;
 use crate::error::Error;
 use crate::request::{Builder, Slot};

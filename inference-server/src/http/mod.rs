@@ -8,12 +8,14 @@ mod body;
 mod describe;
 mod elements;
 mod infer;
+mod path;
 mod tensorflow;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, Version};
 use axum::response::{IntoResponse, Response};
@@ -25,14 +27,12 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 use tower_http::decompression::RequestDecompressionLayer;
 
+use self::path::Path;
 use crate::around::{Around, Attendant};
 use crate::error::{Error, ErrorKind};
 use crate::serving::Server;
 
 type Shared = State<Arc<Server>>;
-
-/// Seconds after which a client that was turned away may try again.
-const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// Answers of so many bytes are compressed for clients that take it. Many clients say by default that they do; for small
 /// answers it only costs time.
@@ -76,7 +76,7 @@ impl Attendant for Greeter {
     /// Health is told to everybody: whoever watches a server need not be able to use it.
     fn before(&self, request: Request) -> ControlFlow<Response, (Request, Version)> {
         if !request.uri().path().starts_with("/v2/health/")
-            && let Err(error) = self.0.admit(request.headers())
+            && let Err(error) = self.0.admit(&request)
         {
             return ControlFlow::Break(error.into_response());
         }
@@ -101,8 +101,9 @@ impl IntoResponse for Error {
         if self.kind() == ErrorKind::Unauthenticated {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.kind().is_worth_retrying() {
-            response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
+        if let Some(after) = self.retry_after() {
+            // Whole seconds: a client that comes earlier comes in vain.
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
         }
         response
     }
@@ -172,6 +173,10 @@ async fn wrong_verb(uri: Uri) -> Error {
 
 fn status(is_good: bool) -> StatusCode {
     if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 /// An answer of that content type.

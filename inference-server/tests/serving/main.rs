@@ -6,9 +6,11 @@
 mod common;
 mod describe;
 mod encodings;
+mod errors;
 mod grpc;
 mod identities;
 mod keys;
+mod limits;
 mod load;
 mod objects;
 mod packages;

@@ -30,14 +30,19 @@ pub struct Program {
     log: std::sync::mpsc::Receiver<String>,
     pub said: String,
     termination_message: tempfile::NamedTempFile,
-    http: u16,
-    grpc: u16,
+    pub http: u16,
+    pub grpc: u16,
     ops: u16,
 }
 
 impl Program {
     fn start(model: &str, flags: &[&str]) -> Self {
         Self::start_in(model, flags, &[])
+    }
+
+    /// One that has loaded the model that adds.
+    pub async fn serving(flags: &[&str]) -> Self {
+        Self::start(&add_model(), flags).ready().await
     }
 
     /// With more in its environment.

@@ -56,7 +56,8 @@ const fn advice(reason: FailureReason) -> Option<&'static str> {
         FailureReason::LoadTimedOut => Some(
             "Give it more CPU in spec.server.resources or more time in spec.server.loadTimeout, or serve another model",
         ),
-        FailureReason::TlsInvalid | FailureReason::ConfigInvalid => Some("Change spec.server"),
+        FailureReason::TlsInvalid => Some("Put the Secret right that spec.server.tls names"),
+        FailureReason::ConfigInvalid => Some("Change spec.server"),
         // The message says what to do, or nobody knows.
         FailureReason::ExternalDataMissing | FailureReason::Internal => None,
     }

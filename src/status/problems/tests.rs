@@ -217,3 +217,48 @@ fn a_refused_pod_and_a_passed_deadline_come_from_the_deployment() {
     let found = root_cause(&Sight { deployment: Some(&late), ..sight(&[]) }).unwrap();
     assert_eq!((found.reason, found.permanent), ("ProgressDeadlineExceeded", true));
 }
+
+#[test]
+fn a_secret_or_a_key_that_is_missing_is_told_with_the_field_that_names_it() {
+    let mut pod = pod(
+        "a",
+        &json!({"containerStatuses": [{
+            "name": "server", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ContainerCreating"}},
+        }]}),
+    );
+    let items = |keys: &[&str]| keys.iter().map(|key| json!({"key": key, "path": key})).collect::<Vec<_>>();
+    let volumes = json!([
+        {"name": "api-keys", "secret": {"secretName": "keys"}},
+        {"name": "tls", "secret": {"secretName": "web", "items": items(&["tls.crt", "tls.key"])}},
+        {"name": "client-ca", "secret": {"secretName": "clients", "items": items(&["ca.crt"])}},
+    ]);
+    pod.spec.as_mut().unwrap().volumes = serde_json::from_value(volumes).unwrap();
+    for (why, reason, words) in [
+        (
+            "secret \"web\" not found",
+            "SecretNotFound",
+            "Secret web, which does not exist in this namespace. Create it, or name another in spec.server.tls.certificateSecret",
+        ),
+        ("secret \"keys\" not found", "SecretNotFound", "name another in spec.server.apiKeysSecret"),
+        (
+            "references non-existent secret key: tls.key",
+            "KeyNotFound",
+            "key tls.key of Secret web, which has no such key. Add it, or name another in spec.server.tls.certificateSecret",
+        ),
+        (
+            "references non-existent secret key: ca.crt",
+            "KeyNotFound",
+            "key ca.crt of Secret clients, which has no such key. Add it, or name another in spec.server.tls.clientCASecret",
+        ),
+    ] {
+        let event = serde_json::from_value(json!({
+            "metadata": {}, "involvedObject": {"uid": "a"}, "reason": "FailedMount",
+            "message": format!("MountVolume.SetUp failed for volume \"x\" : {why}"),
+        }));
+        let events = [event.unwrap()];
+        let problem = root_cause(&Sight { events: &events, ..sight(&[&pod]) }).unwrap();
+        assert_eq!((problem.reason, problem.permanent), (reason, false));
+        assert!(problem.message.ends_with(words), "{}", problem.message);
+    }
+}

@@ -1,6 +1,6 @@
 //! Volumes: claims, ConfigMaps and Secrets that are missing, and what cannot be mounted.
 
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::core::v1::{Event, KeyToPath, SecretVolumeSource, Volume};
 
 use super::{Problem, Subject, scheduling, words, workload};
 use crate::api::conditions::reason;
@@ -56,8 +56,11 @@ fn last_words<'a>(subject: &Subject<'a>, claim: &str) -> Option<&'a str> {
 
 /// The claims that a pod mounts.
 fn claims<'a>(subject: &Subject<'a>) -> impl Iterator<Item = &'a str> + use<'a> {
-    let volumes = subject.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
+    volumes(subject).filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
+}
+
+fn volumes<'a>(subject: &Subject<'a>) -> impl Iterator<Item = &'a Volume> + use<'a> {
+    subject.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
 }
 
 /// A ConfigMap, a Secret or a key in one that a volume is made from.
@@ -76,8 +79,9 @@ pub(super) fn missing(subject: &Subject<'_>, why: &str) -> Option<Problem> {
         return Some(workload(reason::CONFIG_MAP_NOT_FOUND, text));
     }
     if let Some(name) = words::quoted_after(why, "secret ").filter(|_| absent) {
+        let place = secret_volume(subject, |secret| secret.secret_name.as_deref() == Some(name)).map_or("", field);
         let text = format!(
-            "pod {pod} waits for Secret {name}, which does not exist in this namespace. Create it, or name another"
+            "pod {pod} waits for Secret {name}, which does not exist in this namespace. Create it, or name another{place}"
         );
         return Some(workload(reason::SECRET_NOT_FOUND, text));
     }
@@ -86,18 +90,37 @@ pub(super) fn missing(subject: &Subject<'_>, why: &str) -> Option<Problem> {
         Some((kind, key.split_whitespace().next()?))
     })?;
     let kind = if kind == "config" { "ConfigMap" } else { "Secret" };
-    let object = holder(subject, kind).map_or_else(|| format!("its {kind}"), |name| format!("{kind} {name}"));
-    let message = format!("pod {pod} waits for key {key} of {object}, which has no such key. Add it, or name another");
+    let (holder, place) = holder(subject, kind, key).unwrap_or_default();
+    let object = if holder.is_empty() { format!("its {kind}") } else { format!("{kind} {holder}") };
+    let message =
+        format!("pod {pod} waits for key {key} of {object}, which has no such key. Add it, or name another{place}");
     Some(workload(reason::KEY_NOT_FOUND, message))
 }
 
-/// The first ConfigMap or Secret that a pod mounts.
-fn holder<'a>(subject: &Subject<'a>, kind: &str) -> Option<&'a str> {
-    let mut volumes = subject.pod.spec.as_ref()?.volumes.iter().flatten();
-    volumes.find_map(|volume| match kind {
-        "ConfigMap" => volume.config_map.as_ref().map(|source| source.name.as_str()),
-        _ => volume.secret.as_ref()?.secret_name.as_deref(),
-    })
+/// The ConfigMap or Secret of which a pod mounts that key, and where it is named.
+fn holder<'a>(subject: &Subject<'a>, kind: &str, key: &str) -> Option<(&'a str, &'static str)> {
+    let has_key = |items: &Option<Vec<KeyToPath>>| items.iter().flatten().any(|item| item.key == key);
+    if kind == "ConfigMap" {
+        let mut maps = volumes(subject).filter_map(|volume| volume.config_map.as_ref());
+        return maps.find(|map| has_key(&map.items)).map(|map| (&*map.name, ""));
+    }
+    let volume = secret_volume(subject, |secret| has_key(&secret.items))?;
+    Some((volume.secret.as_ref()?.secret_name.as_deref()?, field(volume)))
+}
+
+fn secret_volume<'a>(subject: &Subject<'a>, is_it: impl Fn(&SecretVolumeSource) -> bool) -> Option<&'a Volume> {
+    volumes(subject).find(|volume| volume.secret.as_ref().is_some_and(&is_it))
+}
+
+/// Where the Secret of one of our volumes is named, as a sentence goes on.
+fn field(volume: &Volume) -> &'static str {
+    match &*volume.name {
+        "credentials" => " in spec.model.credentialsSecret",
+        "api-keys" => " in spec.server.apiKeysSecret",
+        "tls" => " in spec.server.tls.certificateSecret",
+        "client-ca" => " in spec.server.tls.clientCASecret",
+        _ => "",
+    }
 }
 
 pub(super) fn not_mounted(subject: &Subject<'_>) -> Option<Problem> {

@@ -45,7 +45,9 @@ def said_by_servers(namespace: Namespace, store: ModelStore, digits: bytes) -> l
     # About 40 MiB: beside some 30 MiB of the server's own it fits into 96 MiB, and its copy while it is loaded does not.
     large = store.add("large.onnx", heavy(3200, 1))
     memory = lambda limit: {"resources": {"requests": {"memory": "16Mi"}, "limits": {"memory": limit}}}
-    namespace.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "clear"}, "stringData": {"team": "hushhush"}})
+    secret = lambda name, **data: namespace.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data})
+    secret("clear", team="hushhush")
+    secret("broken", **{"tls.crt": "-----BEGIN CERTIFICATE-----", "tls.key": "hushhush"})
     stalled = {"stalled": True, "loops": True}
     return [
         Case(manifest("unreachable", f"http://{HOST}:9/m.onnx"), "SourceUnreachable"),
@@ -61,6 +63,7 @@ def said_by_servers(namespace: Namespace, store: ModelStore, digits: bytes) -> l
         Case(manifest("outside", uris["outside"]), "ModelInvalid", **stalled),
         Case(manifest("endless", uris["endless"], server={"loadTimeout": "2s"}), "LoadTimedOut", **stalled),
         Case(manifest("clear-keys", good, server={"apiKeysSecret": "clear"}), "ApiKeysInvalid", **stalled),
+        Case(manifest("broken-tls", good, server={"tls": {"certificateSecret": "broken"}}), "TlsInvalid", **stalled),
         Case(manifest("too-large", large, server=memory("48Mi")), "OutOfMemory", **stalled),
         Case(manifest("killed", large, server=memory("96Mi")), "OutOfMemory", **stalled),
     ]
@@ -85,6 +88,8 @@ def seen_from_outside(namespace: Namespace, store: ModelStore, sabotage: Sabotag
         Case(manifest("volume-read-only", good), "VolumeReadOnly", stalled=True, loops=True),
         Case(manifest("no-image", good), "ImageUnavailable"),
         Case(manifest("no-secret", "s3://models/m.onnx", credentialsSecret="nowhere"), "SecretNotFound"),
+        Case(manifest("no-tls", good, server={"tls": {"certificateSecret": "nowhere"}}), "SecretNotFound"),
+        Case(manifest("no-ca", good, server={"tls": {"certificateSecret": "broken", "clientCASecret": "clear"}}), "KeyNotFound"),
         Case(manifest("no-config-map", "configmap://nowhere/m.onnx"), "ConfigMapNotFound"),
         Case(manifest("no-key", "configmap://half/m.onnx"), "KeyNotFound"),
         Case(manifest("no-claim", "pvc://nowhere/m.onnx"), "ClaimNotFound"),

@@ -25,10 +25,14 @@ class Load:
     """A running attack on one url with one body, each request over a connection of its own.
 
     A kept connection stays with the pod it once reached, since a Service balances connections and not requests; `kept` keeps
-    connections all the same, as most clients do, for what only they would notice.
+    connections all the same, as most clients do, for what only they would notice. `authority`: the file of the one that a
+    server with TLS must have its certificate of.
     """
 
-    def __init__(self, url: str, body: bytes, rate: int, seconds: int, kept: bool = False, timeout: int = 20, source: str = "0.0.0.0"):
+    def __init__(
+        self, url: str, body: bytes, rate: int, seconds: int, kept: bool = False, timeout: int = 20, source: str = "0.0.0.0",
+        authority: pathlib.Path | None = None,
+    ):  # fmt: skip
         self.folder = tempfile.TemporaryDirectory()
         folder = pathlib.Path(self.folder.name)
         (folder / "body").write_bytes(body)
@@ -38,7 +42,7 @@ class Load:
             [
                 os.environ["VEGETA"], "attack", "-targets", str(folder / "target"), "-rate", f"{rate}/s",
                 "-duration", f"{seconds}s", "-timeout", f"{timeout}s", f"-keepalive={str(kept).lower()}",
-                "-laddr", source, "-output", str(self.results),
+                "-laddr", source, "-output", str(self.results), *(["-root-certs", str(authority)] if authority else []),
             ]
         )
 

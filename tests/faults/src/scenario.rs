@@ -22,6 +22,8 @@ pub enum Act {
     CreatePinned(u32),
     /// Changes what its pods run.
     Update,
+    /// Has them speak TLS.
+    Encrypt,
     /// Asks for this many servers.
     Scale(u32),
     /// Deletes it.
@@ -48,6 +50,8 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "create", base: &[], acts: &[Act::Create(2)], floor: 0 },
     Scenario { name: "pinned", base: &[], acts: &[Act::CreatePinned(1)], floor: 0 },
     Scenario { name: "update", base: &[Act::Create(2)], acts: &[Act::Update], floor: 2 },
+    // Another kind of server: the Service has the ports of both until the last pod of the old kind is gone.
+    Scenario { name: "tls", base: &[Act::Create(2)], acts: &[Act::Encrypt], floor: 2 },
     Scenario { name: "scale", base: &[Act::Create(1)], acts: &[Act::Scale(3), Act::Scale(1)], floor: 1 },
     Scenario { name: "delete", base: &[Act::Create(1)], acts: &[Act::Delete], floor: 0 },
     Scenario { name: "recreate", base: &[Act::Create(1)], acts: &[Act::Recreate(2)], floor: 0 },
@@ -78,6 +82,7 @@ impl Act {
             Self::Create(servers) => create(&models, servers, None).await,
             Self::CreatePinned(servers) => create(&models, servers, Some(DIGEST)).await,
             Self::Update => merge(json!({"spec": {"server": {"batching": {"maxSize": 16}}}})).await,
+            Self::Encrypt => merge(json!({"spec": {"server": {"tls": {"certificateSecret": "web"}}}})).await,
             Self::Scale(servers) => merge(json!({"spec": {"replicas": servers}})).await,
             Self::Delete => models.delete(MODEL, &DeleteParams::background()).await.map(|_| None),
             Self::Recreate(servers) => {

@@ -9,14 +9,14 @@ mod tensors;
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use ortolan_protocol::oip::Datatype;
 use serde_json::{Map, Value, json};
 
-use super::{Shared, body, infer::timeout_header};
+use super::{Path, Shared, body, infer::timeout_header};
 use crate::engine::TensorSpec;
 use crate::error::{Error, ErrorKind};
 use crate::request::Builder;
