@@ -94,6 +94,7 @@ async fn obtain(config: &Config, server: &Server, last_words: &Testament) -> Res
     let start = Instant::now();
     let fetched = fetch::fetch(&config.source, &wanted).await?;
     info!(bytes = fetched.bytes, sha256 = fetched.digest, took = ?start.elapsed(), "the model is fetched");
+    let _ = server.counters().load_times.fetch.set(start.elapsed());
     server.fetched(&fetched.digest);
     last_words.fetched(&fetched.digest);
     // A model can hang the runtime: nobody would ever know why the server does not become ready.

@@ -4,7 +4,7 @@
 //! [`ortolan_protocol::stats::Stats`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ortolan_protocol::histogram::{self, Histogram};
@@ -25,18 +25,25 @@ pub struct Counters {
     failed: AtomicU64,
     shed: AtomicU64,
     expired: AtomicU64,
+    /// The requests that did not succeed, by what went wrong; in the order of [`ErrorKind::ALL`].
+    errors: [AtomicU64; ErrorKind::ALL.len()],
+    clients_left: AtomicU64,
     rows_arrived: AtomicU64,
     queued_rows: AtomicU64,
     /// From the arrival of a body to its answer.
     pub latency: Durations,
     /// From entering the queue to execution.
     pub queue_wait: Durations,
+    /// How long the model ran for each batch.
+    pub execution: Durations,
+    /// How long it took to get the model to answer.
+    pub load_times: LoadTimes,
     /// Requests that were answered from the cache, and how long it took to look.
     pub cache_hits: Total,
     /// Requests that were not, and how long it took to keep their answers.
     pub cache_misses: Total,
     unsuccessful_nanoseconds: AtomicU64,
-    executed: Mutex<Executed>,
+    executed: Mutex<(Executed, [u64; CELLS])>,
     /// Behind a lock, so that the numbers of a cell belong together; only the worker writes, once a batch.
     batches: Mutex<[Cell; CELLS]>,
 }
@@ -51,14 +58,18 @@ impl Default for Counters {
             failed: AtomicU64::default(),
             shed: AtomicU64::default(),
             expired: AtomicU64::default(),
+            errors: std::array::from_fn(|_| AtomicU64::default()),
+            clients_left: AtomicU64::default(),
             rows_arrived: AtomicU64::default(),
             queued_rows: AtomicU64::default(),
             latency: Durations::default(),
             queue_wait: Durations::default(),
+            execution: Durations::default(),
+            load_times: LoadTimes::default(),
             cache_hits: Total::default(),
             cache_misses: Total::default(),
             unsuccessful_nanoseconds: AtomicU64::default(),
-            executed: Mutex::default(),
+            executed: Mutex::new((Executed::default(), [0; CELLS])),
             batches: Mutex::new([Cell::default(); CELLS]),
         }
     }
@@ -74,7 +85,10 @@ impl Counters {
     /// Counts a batch that was executed for clients.
     pub fn record_execution(&self, requests: usize, rows: usize, took: Duration) {
         self.record_batch(rows, took);
+        self.execution.record(took);
         let mut executed = lock(&self.executed);
+        let (executed, sizes) = &mut *executed;
+        sizes[cell_of(rows)] += 1;
         executed.batches += 1;
         executed.requests += requests as u64;
         executed.rows += rows as u64;
@@ -84,7 +98,20 @@ impl Counters {
 
     /// What was executed for clients so far.
     pub fn executed(&self) -> Executed {
-        *lock(&self.executed)
+        lock(&self.executed).0
+    }
+
+    /// How many batches were executed for clients, with the largest size in rows that is counted together, and the rows of all.
+    pub fn batch_sizes(&self) -> (Vec<(u64, u64)>, u64) {
+        let (executed, sizes) = *lock(&self.executed);
+        (sizes.iter().enumerate().map(|(cell, count)| (limit_of(cell), *count)).collect(), executed.rows)
+    }
+
+    /// How many requests did not succeed, by the name of what went wrong.
+    pub fn errors(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let kinds = ErrorKind::ALL.into_iter().map(ErrorKind::as_str).zip(&self.errors);
+        let left = std::iter::once(("client_left", &self.clients_left));
+        kinds.chain(left).map(|(kind, count)| (kind, count.load(Ordering::Relaxed)))
     }
 
     /// How long requests took, in all, that failed, were turned away or came too late.
@@ -225,6 +252,7 @@ impl Arrival {
             | ErrorKind::RequestTimeout => (&counters.refused, true),
         };
         increment(counter, 1);
+        increment(&counters.errors[error.kind() as usize], 1);
         if !is_refused {
             increment(&counters.unsuccessful_nanoseconds, nanoseconds(self.since.elapsed()));
         }
@@ -235,8 +263,20 @@ impl Drop for Arrival {
     fn drop(&mut self) {
         if self.is_open {
             increment(&self.counters.expired, 1);
+            increment(&self.counters.clients_left, 1);
         }
     }
+}
+
+/// How long the steps took that make a model answer. Each is told once.
+#[derive(Default)]
+pub struct LoadTimes {
+    /// Getting its bytes.
+    pub fetch: OnceLock<Duration>,
+    /// Building the engine.
+    pub session: OnceLock<Duration>,
+    /// Running it for the first times.
+    pub warm_up: OnceLock<Duration>,
 }
 
 /// A number of durations and their sum, which many threads write.
@@ -357,6 +397,31 @@ mod tests {
         assert_eq!(counters.requests(), (expected, 1));
         still_open.finish(&Ok(()));
         assert_eq!(counters.latency.snapshot().count(), 2, "only successes have a latency");
+        let errors: Vec<_> = counters.errors().filter(|(_, count)| *count > 0).map(|(kind, _)| kind).collect();
+        let kinds = ["invalid_argument", "too_large", "not_ready", "overloaded", "deadline_exceeded", "internal"];
+        assert_eq!(errors, [kinds.as_slice(), &["client_left"]].concat());
+        assert_eq!(counters.errors().map(|(_, count)| count).sum::<u64>(), 7, "each has one kind");
+    }
+
+    #[test]
+    fn every_kind_of_error_is_counted_by_itself() {
+        let counters = Arc::new(Counters::default());
+        for (number, kind) in ErrorKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, number, "{kind:?}");
+            counters.arrive().finish(&Err::<(), _>(Error::new(kind, "")));
+        }
+        assert!(counters.errors().take(ErrorKind::ALL.len()).all(|(_, count)| count == 1));
+    }
+
+    #[test]
+    fn the_warm_up_is_none_of_the_batches_that_ran_for_clients() {
+        let counters = Counters::default();
+        counters.record_batch(8, Duration::from_millis(9));
+        counters.record_execution(2, 6, Duration::from_millis(4));
+        let (sizes, rows) = counters.batch_sizes();
+        let occurred: Vec<_> = sizes.into_iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!((occurred, rows), (vec![(6, 1)], 6));
+        assert_eq!(counters.execution.totals(), (1, Duration::from_millis(4)));
     }
 
     #[test]
