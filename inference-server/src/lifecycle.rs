@@ -69,7 +69,12 @@ pub async fn run(config: Config, last_words: &Testament, started: Instant) -> Re
     server.drain();
     set_health(&health, ServingStatus::NotServing).await;
     tokio::select! {
-        () = running.drain(config.drain, &server) => Ok(End::Drained),
+        () = async {
+            running.drain(config.drain, &server).await;
+            if let Some(telemetry) = &config.telemetry {
+                Arc::clone(telemetry).end().await;
+            }
+        } => Ok(End::Drained),
         () = stop.next() => {
             warn!("told to stop again: leaving at once");
             Ok(End::Forced)

@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::memory;
 use crate::serving::Server;
 use crate::stats::{Counters, LoadTimes};
+use crate::telemetry::{Sent, sent_spans};
 
 /// The first bucket bound of requests that is shown, 16 µs; below lies nothing that matters.
 const FIRST_SHOWN: u16 = 32;
@@ -51,6 +52,7 @@ impl Collector for View {
         cache(&mut encoder, counters)?;
         batches(&mut encoder, &stats.batches)?;
         gauges(&mut encoder, &stats)?;
+        spans(&mut encoder, self.server.telemetry().and_then(|telemetry| telemetry.sent()))?;
         load_times(&mut encoder, &counters.load_times)?;
         memory_use(&mut encoder)?;
         let help = "From the arrival of a body to its answer, for requests that succeeded";
@@ -121,6 +123,17 @@ fn gauges(encoder: &mut DescriptorEncoder, stats: &Stats) -> fmt::Result {
     gauge(encoder, "cpus", "CPUs that the process may use", stats.cpus)?;
     gauge(encoder, "uptime_seconds", "Seconds since the process started", stats.uptime_seconds)?;
     seconds(encoder, "cpu", "CPU time that the process used", stats.cpu_seconds)
+}
+
+/// Only where there are traces.
+fn spans(encoder: &mut DescriptorEncoder, sent: Option<Sent>) -> fmt::Result {
+    let Some(sent) = sent else { return Ok(()) };
+    let help = "Spans of traces by what became of them; dropped: too many waited to be sent";
+    let mut metric = encoder.encode_descriptor("trace_spans", help, None, MetricType::Counter)?;
+    for (outcome, count) in sent_spans(sent) {
+        ConstCounter::new(count).encode(metric.encode_family(&[("outcome", outcome)])?)?;
+    }
+    Ok(())
 }
 
 fn load_times(encoder: &mut DescriptorEncoder, times: &LoadTimes) -> fmt::Result {

@@ -11,6 +11,7 @@ use ortolan_protocol::histogram::{self, Histogram};
 use ortolan_protocol::stats::{BatchCell, Requests};
 
 use crate::error::{Error, ErrorKind};
+use crate::telemetry::{Ended, Watch};
 
 const BUCKETS: usize = histogram::LAST_BUCKET as usize + 1;
 /// Two cells a doubling: sizes 1, 2, 3, 4, 5–6, 7–8, 9–12, 13–16 and so on.
@@ -79,7 +80,7 @@ impl Counters {
     /// Counts a request that came for inference. What becomes of it is told to the [`Arrival`].
     pub fn arrive(self: &Arc<Self>) -> Arrival {
         increment(&self.arrived, 1);
-        Arrival { counters: Arc::clone(self), since: Instant::now(), is_open: true }
+        Arrival { counters: Arc::clone(self), since: Instant::now(), is_open: true, watch: None }
     }
 
     /// Counts a batch that was executed for clients.
@@ -211,12 +212,33 @@ pub struct Arrival {
     counters: Arc<Counters>,
     since: Instant,
     is_open: bool,
+    watch: Option<Arc<Watch>>,
 }
 
 impl Arrival {
+    /// With what it is told of by, where it is.
+    #[must_use]
+    pub fn watched(mut self, watch: Option<Arc<Watch>>) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// What it is told of by.
+    pub fn watch(&self) -> Option<&Arc<Watch>> {
+        self.watch.as_ref()
+    }
+
     /// The latency counts from here: the body is there.
     pub fn body_received(&mut self) {
         self.since = Instant::now();
+        self.note(|watch| watch.received(self.since));
+    }
+
+    /// Notes something of a request that is told of.
+    pub fn note(&self, write: impl FnOnce(&Watch)) {
+        if let Some(watch) = &self.watch {
+            write(watch);
+        }
     }
 
     /// When the body was there.
@@ -233,13 +255,19 @@ impl Arrival {
     /// The answer is ready to be sent.
     pub fn finish<T>(mut self, outcome: &Result<T, Error>) {
         self.is_open = false;
+        let error = outcome.as_ref().err().map(Error::kind);
+        self.count(error);
+        self.note(|watch| watch.ended(error.map_or(Ended::Completed, Ended::Failed)));
+    }
+
+    fn count(&self, error: Option<ErrorKind>) {
         let counters = &self.counters;
-        let Err(error) = outcome else {
+        let Some(error) = error else {
             counters.latency.record(self.since.elapsed());
             increment(&counters.completed, 1);
             return;
         };
-        let (counter, is_refused) = match error.kind() {
+        let (counter, is_refused) = match error {
             ErrorKind::NotReady | ErrorKind::Overloaded => (&counters.shed, false),
             ErrorKind::DeadlineExceeded => (&counters.expired, false),
             ErrorKind::Internal => (&counters.failed, false),
@@ -252,7 +280,7 @@ impl Arrival {
             | ErrorKind::RequestTimeout => (&counters.refused, true),
         };
         increment(counter, 1);
-        increment(&counters.errors[error.kind() as usize], 1);
+        increment(&counters.errors[error as usize], 1);
         if !is_refused {
             increment(&counters.unsuccessful_nanoseconds, nanoseconds(self.since.elapsed()));
         }
@@ -264,6 +292,7 @@ impl Drop for Arrival {
         if self.is_open {
             increment(&self.counters.expired, 1);
             increment(&self.counters.clients_left, 1);
+            self.note(|watch| watch.ended(Ended::ClientLeft));
         }
     }
 }

@@ -3,26 +3,30 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::http::HeaderMap;
 use futures_util::{Stream, StreamExt, stream};
 use ortolan_protocol::grpc::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
 use tonic::{Code, Status, Streaming};
 
 use crate::serving::Server;
+use crate::telemetry::Route;
 
 /// How many requests of one stream are worked on at once. The queue bounds what all streams together hold.
 const AT_ONCE: usize = 64;
 
 /// The answers, in the order of the requests. A request that fails gets a message and the stream goes on; it ends when
-/// its client has sent all, breaks the protocol, or has nothing to say while the server drains.
+/// its client has sent all, breaks the protocol, or has nothing to say while the server drains. The headers and the deadline are
+/// those of its call.
 pub(super) fn answers(
     server: Arc<Server>,
     requests: Streaming<ModelInferRequest>,
-    deadline: Option<Instant>,
+    (headers, deadline): (HeaderMap, Option<Instant>),
 ) -> impl Stream<Item = Result<ModelStreamInferResponse, Status>> {
+    let headers = Arc::new(headers);
     messages(Arc::clone(&server), requests)
         .map(move |message| {
-            let server = Arc::clone(&server);
-            async move { Ok(answer(&server, message?, deadline).await) }
+            let (server, headers) = (Arc::clone(&server), Arc::clone(&headers));
+            async move { Ok(answer(&server, message?, (&headers, deadline)).await) }
         })
         .buffered(AT_ONCE)
 }
@@ -53,8 +57,13 @@ fn messages(
     })
 }
 
-async fn answer(server: &Server, message: ModelInferRequest, deadline: Option<Instant>) -> ModelStreamInferResponse {
-    let arrival = server.counters().arrive();
+async fn answer(
+    server: &Server,
+    message: ModelInferRequest,
+    (headers, deadline): (&HeaderMap, Option<Instant>),
+) -> ModelStreamInferResponse {
+    let arrival = server.arrive(Route::GrpcStream, headers);
+    arrival.note(|watch| watch.received(arrival.since()));
     let (id, model_name) = (message.id.clone(), message.model_name.clone());
     let outcome = super::infer(server, message, deadline, &arrival).await;
     arrival.finish(&outcome);

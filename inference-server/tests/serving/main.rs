@@ -16,5 +16,6 @@ mod repeated;
 mod rest;
 mod sources;
 mod stream;
+mod telemetry;
 mod tensorflow;
 mod wrong;

@@ -27,12 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The program, running. It ends with the test.
 pub struct Program {
     child: Child,
-    client: reqwest::Client,
+    pub client: reqwest::Client,
     log: std::sync::mpsc::Receiver<String>,
     pub said: String,
     termination_message: tempfile::NamedTempFile,
-    http: u16,
-    grpc: u16,
+    pub http: u16,
+    pub grpc: u16,
     ops: u16,
 }
 
@@ -62,7 +62,7 @@ impl Program {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let (lines, log) = std::sync::mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line + "\n")));
         Self { child, client: client(), log, said: String::new(), termination_message, http: 0, grpc: 0, ops: 0 }
     }
 
@@ -73,7 +73,7 @@ impl Program {
             self.said.push_str(&line);
             if line.contains("listening") {
                 let port = |name: &str| {
-                    line.split_once(&format!("{name}=")).unwrap().1.split(' ').next().unwrap().parse().unwrap()
+                    line.split_once(&format!("{name}=")).unwrap().1.split_whitespace().next().unwrap().parse().unwrap()
                 };
                 (self.http, self.grpc, self.ops) = (port("http"), port("grpc"), port("ops"));
                 return self;
@@ -96,7 +96,7 @@ impl Program {
         }
     }
 
-    async fn ops(&self, path: &str) -> (StatusCode, String) {
+    pub async fn ops(&self, path: &str) -> (StatusCode, String) {
         let response = self.client.get(format!("http://127.0.0.1:{}{path}", self.ops)).send().await.unwrap();
         (response.status(), response.text().await.unwrap())
     }
@@ -146,16 +146,16 @@ fn client() -> reqwest::Client {
     reqwest::Client::new()
 }
 
-fn add_model() -> String {
+pub fn add_model() -> String {
     model("add").to_str().unwrap().to_owned()
 }
 
-fn body() -> String {
+pub fn body() -> String {
     let tensor = |name: &str| json!({"name": name, "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]});
     json!({"inputs": [tensor("a"), tensor("b")]}).to_string()
 }
 
-fn message() -> ModelInferRequest {
+pub fn message() -> ModelInferRequest {
     let contents = InferTensorContents { fp32_contents: vec![1.0, 2.0, 3.0], ..Default::default() };
     let tensor = |name: &str| InferInputTensor {
         name: name.to_owned(),
