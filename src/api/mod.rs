@@ -11,6 +11,7 @@ pub mod names;
 mod quantity;
 pub mod scheduling;
 mod status;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod validated;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use quantity::Quantity;
 pub use scheduling::Scheduling;
 pub use status::{LatencyStatus, ModelDeploymentStatus, RevisionStatus, ScalingStatus, VariantStatus};
+pub use telemetry::{RequestLog, Tracing};
 
 /// A machine-learning model to serve, and how.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -201,6 +203,12 @@ pub struct Server {
     #[x_kube(validation = Rule::new(IS_NAME)
         .message("apiKeysSecret must be a Secret's name: a-z, 0-9, '-' and '.'"))]
     pub api_keys_secret: Option<String>,
+    /// Traces of requests. Without it there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<Tracing>,
+    /// Lines in the log for single requests. Without it there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_log: Option<RequestLog>,
 }
 
 /// What a container asks for and may use.

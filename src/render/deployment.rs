@@ -23,6 +23,7 @@ use super::{
     access::{self, MODEL_VOLUME, Mounted},
     metadata,
     scheduling::placed,
+    telemetry,
 };
 use crate::api::{
     ResourceAmounts, Resources, names,
@@ -132,6 +133,7 @@ fn container(
         image: Some(snapshot.image.clone()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
         args: Some(arguments(model, revision, snapshot, source)),
+        env: telemetry::environment(model, &snapshot.spec.server),
         ports: Some(vec![port("http", ports::HTTP), port("grpc", ports::GRPC), port("operations", ports::OPERATIONS)]),
         resources: resources(&snapshot.spec.server.resources),
         readiness_probe: Some(probe("/readyz", 1, 5)),
@@ -175,6 +177,7 @@ fn arguments(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: 
     arguments.extend(cache.map(|bytes| format!("--response-cache={bytes}")));
     arguments.extend(server.load_timeout.as_ref().map(|timeout| format!("--load-timeout={timeout}")));
     arguments.extend(access::arguments(snapshot, source));
+    arguments.extend(telemetry::arguments(server));
     arguments
 }
 

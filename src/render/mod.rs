@@ -15,6 +15,7 @@ mod network_policy;
 mod renderer;
 mod scheduling;
 mod service;
+mod telemetry;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
