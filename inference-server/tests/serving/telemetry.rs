@@ -19,6 +19,7 @@ use ortolan_protocol::grpc::grpc_inference_service_client::GrpcInferenceServiceC
 use prost::Message;
 use reqwest::StatusCode;
 use serde_json::json;
+use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::common::serve;
 use crate::process::{Program, add_model, body, message};
@@ -36,6 +37,7 @@ async fn receiver() -> (Received, String) {
     }
     let received = Received::default();
     let app = Router::new().route("/v1/traces", post(take)).with_state(Arc::clone(&received));
+    let app = app.layer(RequestDecompressionLayer::new());
     (received, format!("http://{}", serve(app).await))
 }
 
@@ -207,8 +209,11 @@ async fn the_ratio_is_kept_over_many_requests() {
     let (received, endpoint) = receiver().await;
     let whole = format!("{endpoint}/v1/traces");
     // As OpenTelemetry says: the variable of traces is the whole address, and goes first.
-    let environment =
-        [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &*whole), ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")];
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &*whole),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+    ];
     let mut program = start(&["--trace-sample-ratio", "0.25"], &environment).await;
     for _ in 0..400 {
         rest(&program, &[], body()).await;
