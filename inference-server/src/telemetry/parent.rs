@@ -9,6 +9,9 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState}
 /// `VERSION-TRACE-SPAN-FLAGS` in hexadecimal digits, so many of each.
 const LENGTH: usize = 2 + 1 + 32 + 1 + 16 + 1 + 2;
 
+/// So many bytes of `tracestate` must be passed on; a longer one is left out as a whole. Each span that waits to be sent holds it.
+const LONGEST_STATE: usize = 512;
+
 /// The span of the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Parent {
@@ -51,10 +54,11 @@ impl Parent {
     }
 }
 
-/// `tracestate`, over all headers of the name; none where it is not of the form.
+/// `tracestate`, over all headers of the name; none where it is not of the form, or too long.
 pub(super) fn state(headers: &HeaderMap) -> TraceState {
     let values: Option<Vec<&str>> = headers.get_all("tracestate").iter().map(|value| value.to_str().ok()).collect();
-    values.and_then(|values| values.join(",").parse().ok()).unwrap_or_default()
+    let text = values.map(|values| values.join(",")).filter(|text| text.len() <= LONGEST_STATE);
+    text.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// The number that lower-case hexadecimal digits make; at most 32 of them.
@@ -134,7 +138,13 @@ mod tests {
         headers.append("tracestate", "rojo=00f067aa0ba902b7".parse().unwrap());
         headers.append("tracestate", "congo=t61rcWkgMzE".parse().unwrap());
         assert_eq!(state(&headers).header(), "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE");
-        headers.append("tracestate", "nonsense".parse().unwrap());
+        let longest = format!("a={},b={}", "x".repeat(253), "x".repeat(254));
+        assert_eq!(longest.len(), LONGEST_STATE);
+        headers.insert("tracestate", longest.parse().unwrap());
+        assert_ne!(state(&headers), TraceState::default());
+        headers.append("tracestate", "c=d".parse().unwrap());
+        assert_eq!(state(&headers), TraceState::default());
+        headers.insert("tracestate", "nonsense".parse().unwrap());
         assert_eq!(state(&headers), TraceState::default());
     }
 }
