@@ -21,6 +21,7 @@ use crate::batch::Limits;
 use crate::client_limit::ClientLimits;
 use crate::cpu;
 use crate::fetch::{Digest, Source};
+use crate::telemetry::{Telemetry, TelemetryArguments};
 use crate::tls::Tls;
 
 /// Ortolan's inference server: one ONNX model behind the Open Inference Protocol.
@@ -158,6 +159,9 @@ pub struct ServeArguments {
     /// Where to leave the reason when the model cannot be served; written only when the file exists
     #[arg(long, value_name = "FILE", default_value = "/dev/termination-log", env = "ORTOLAN_TERMINATION_MESSAGE")]
     pub termination_message: PathBuf,
+    /// What is told of single requests.
+    #[command(flatten)]
+    pub telemetry: TelemetryArguments,
     /// The ONNX Runtime shared library [default: libonnxruntime.so beside this program or in ../lib]
     #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH")]
     pub onnxruntime: Option<PathBuf>,
@@ -208,6 +212,8 @@ pub struct Config {
     pub listen: Listen,
     /// How to stop.
     pub drain: Drain,
+    /// What is told of single requests, where anything is.
+    pub telemetry: Option<Arc<Telemetry>>,
 }
 
 /// What clients may send.
@@ -283,6 +289,11 @@ impl TryFrom<ServeArguments> for Config {
                 ops: arguments.ops_port,
             },
             drain: Drain { delay: *arguments.drain_delay, timeout: *arguments.drain_timeout },
+            telemetry: Telemetry::new(
+                &arguments.telemetry,
+                &arguments.name,
+                arguments.revision.as_deref().unwrap_or("1"),
+            )?,
         })
     }
 }

@@ -35,7 +35,7 @@ pub enum ErrorKind {
     Overloaded,
     /// The deadline passed before the answer was there.
     DeadlineExceeded,
-    /// Our fault.
+    /// Our fault. Others stand before it: [`ErrorKind::ALL`] ends here.
     Internal,
 }
 
@@ -110,6 +110,40 @@ impl Error {
 }
 
 impl ErrorKind {
+    /// Every kind, in order.
+    pub const ALL: [Self; Self::Internal as usize + 1] = [
+        Self::InvalidArgument,
+        Self::Unauthenticated,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::TooLarge,
+        Self::UnsupportedEncoding,
+        Self::RequestTimeout,
+        Self::NotReady,
+        Self::TooManyRequests,
+        Self::Overloaded,
+        Self::DeadlineExceeded,
+        Self::Internal,
+    ];
+
+    /// Its name in metrics, traces and the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "invalid_argument",
+            Self::Unauthenticated => "unauthenticated",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::TooLarge => "too_large",
+            Self::UnsupportedEncoding => "unsupported_encoding",
+            Self::RequestTimeout => "request_timeout",
+            Self::NotReady => "not_ready",
+            Self::TooManyRequests => "too_many_requests",
+            Self::Overloaded => "overloaded",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Internal => "internal",
+        }
+    }
+
     /// The status over REST.
     pub fn status(self) -> StatusCode {
         match self {

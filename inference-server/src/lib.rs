@@ -2,7 +2,8 @@
 //!
 //! A request's way: [`http`] or [`grpc`] parse it with the checks of [`request`], the [`batch`]er joins it with others,
 //! the [`engine`] runs the batch, and the same protocol writes the answer. Around that: [`fetch`] gets the model's bytes,
-//! [`load`] makes them answer, [`lifecycle`] starts and stops it all, and [`ops`] tells how it goes.
+//! [`load`] makes them answer, [`lifecycle`] starts and stops it all, [`ops`] tells how it goes, and [`telemetry`] how single
+//! requests went.
 //!
 //! Deliberately not here: more than one model, loading on request, and anything that a client could use to make the server
 //! read or run something else.
@@ -37,6 +38,7 @@ pub mod request;
 pub mod response_cache;
 pub mod serving;
 pub mod stats;
+pub mod telemetry;
 pub mod tensor;
 pub mod tls;
 pub mod wire;

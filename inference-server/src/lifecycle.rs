@@ -70,7 +70,12 @@ pub async fn run(config: Config, last_words: &Testament, started: Instant) -> Re
     server.drain();
     set_health(&health, ServingStatus::NotServing).await;
     tokio::select! {
-        () = running.drain(config.drain, &server) => Ok(End::Drained),
+        () = async {
+            running.drain(config.drain, &server).await;
+            if let Some(telemetry) = &config.telemetry {
+                Arc::clone(telemetry).end().await;
+            }
+        } => Ok(End::Drained),
         () = stop.next() => {
             warn!("told to stop again: leaving at once");
             Ok(End::Forced)
@@ -101,6 +106,7 @@ async fn obtain(config: &Config, server: &Server, last_words: &Testament) -> Res
     let start = Instant::now();
     let fetched = fetch::fetch(&config.source, &wanted).await?;
     info!(bytes = fetched.bytes, sha256 = fetched.digest, took = ?start.elapsed(), "the model is fetched");
+    let _ = server.counters().load_times.fetch.set(start.elapsed());
     // A model can hang the runtime: nobody would ever know why the server does not become ready.
     let loading = async {
         runtime

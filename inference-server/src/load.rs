@@ -67,6 +67,8 @@ fn serve(
 ) -> Result<Model, Failure> {
     let start = Instant::now();
     let has_rows = WarmUp { engine: engine.as_mut(), counters: &counters, max_rows: limits.max_batch_rows }.run()?;
+    let _ = counters.load_times.session.set(built);
+    let _ = counters.load_times.warm_up.set(start.elapsed());
     info!(load = ?built, warm_up = ?start.elapsed(), batches_requests = has_rows, "the model is loaded");
     let signature = engine.signature().clone();
     let batcher = Batcher::start(engine, limits, has_rows, counters)

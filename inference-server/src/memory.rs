@@ -15,7 +15,22 @@ pub fn limit() -> Option<u64> {
 
 /// What this process uses in bytes and the kernel cannot take back: files that it could read again do not count.
 pub fn used() -> u64 {
-    fs::read_to_string("/proc/self/status").ok().and_then(|status| anonymous(&status)).unwrap_or_default()
+    fs::read_to_string("/proc/self/status").ok().and_then(|status| bytes(&status, "RssAnon:")).unwrap_or_default()
+}
+
+/// What this process has in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// Bytes now, files that the kernel could read again among them.
+    pub now: u64,
+    /// Bytes at most so far.
+    pub peak: u64,
+}
+
+/// What this process has in memory, where the kernel says it.
+pub fn resident() -> Option<Resident> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some(Resident { now: bytes(&status, "VmRSS:")?, peak: bytes(&status, "VmHWM:")? })
 }
 
 fn smallest_limit(root: &Path) -> Option<u64> {
@@ -29,8 +44,9 @@ fn smallest_limit(root: &Path) -> Option<u64> {
     limits.into_iter().min()
 }
 
-fn anonymous(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+/// A field of `/proc/self/status` that is a number of bytes.
+fn bytes(status: &str, field: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
 
@@ -62,6 +78,12 @@ mod tests {
     #[test]
     fn this_process_uses_memory() {
         assert!(used() > 1 << 16);
-        assert_eq!(anonymous("VmRSS:\t   9 kB\nRssAnon:\t     152 kB\n"), Some(152 << 10));
+        let resident = resident().unwrap();
+        assert!(resident.now >= used() / 2 && resident.peak >= resident.now, "{resident:?}");
+        let status = "VmRSS:\t   9 kB\nRssAnon:\t     152 kB\n";
+        assert_eq!(
+            ["RssAnon:", "VmRSS:", "VmHWM:"].map(|field| bytes(status, field)),
+            [Some(152 << 10), Some(9 << 10), None]
+        );
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::extract::Request as HttpRequest;
+use axum::http::HeaderMap;
 use ortolan_protocol::oip::{ModelMetadata, ServerMetadata};
 use ortolan_protocol::stats::{Phase, Stats};
 use tokio::sync::watch;
@@ -21,6 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::request::Rules;
 use crate::response_cache::ResponseCache;
 use crate::stats::{Arrival, Counters};
+use crate::telemetry::{Route, Telemetry, Watch};
 use crate::tensor::Tensor;
 
 /// The framework and format of every model, as other servers name it.
@@ -39,6 +41,7 @@ pub struct Server {
     bodies: Arc<UnderWay>,
     cpus: f64,
     counters: Arc<Counters>,
+    telemetry: Option<Arc<Telemetry>>,
     keys: Option<Arc<Keys>>,
     request_limit: Option<RequestLimit>,
     cache: Option<ResponseCache>,
@@ -76,6 +79,7 @@ impl Server {
             bodies: Arc::new(UnderWay::new(config.requests)),
             cpus: config.cpus,
             counters: Arc::new(Counters::default()),
+            telemetry: config.telemetry.clone(),
             keys: config.keys.clone(),
             request_limit: RequestLimit::new(config.client_limits),
             cache: (config.response_cache > 0).then(|| ResponseCache::new(config.response_cache)),
@@ -148,6 +152,21 @@ impl Server {
     /// What is counted.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// What is told of single requests, where anything is.
+    pub fn telemetry(&self) -> Option<&Arc<Telemetry>> {
+        self.telemetry.as_ref()
+    }
+
+    /// Counts a request that came for inference, and has it told of where it is one of those that are.
+    pub fn arrive(&self, route: Route, headers: &HeaderMap) -> Arrival {
+        self.counters.arrive().watched(self.watch(route, headers))
+    }
+
+    /// What a request is told of by, where it is one of those that are.
+    pub fn watch(&self, route: Route, headers: &HeaderMap) -> Option<Arc<Watch>> {
+        self.telemetry.as_ref()?.watch(route, headers)
     }
 
     /// The bytes are there.
@@ -224,11 +243,13 @@ impl Server {
 
     /// Runs a request that fits the model, or gives the answer that it had before.
     pub async fn infer(&self, model: &Model, request: Request, arrival: &Arrival) -> Result<Vec<Tensor>, Error> {
+        arrival.note(|watch| watch.parsed(request.rows));
         let Some(cache) = &self.cache else { return run(model, request, arrival).await };
         let started = Instant::now();
         match cache.get(&request) {
             Ok(answer) => {
                 self.counters.cache_hits.record(started.elapsed());
+                arrival.note(Watch::cached);
                 Ok(answer)
             }
             Err(key) => {
@@ -295,7 +316,9 @@ impl Server {
 /// What the cache answers needs no capacity, and so is not among the rows that arrived.
 async fn run(model: &Model, request: Request, arrival: &Arrival) -> Result<Vec<Tensor>, Error> {
     arrival.admit(request.rows);
-    model.batcher.run(request).await
+    let answer = model.batcher.run_watched(request, arrival.watch().cloned()).await?;
+    arrival.note(Watch::answered);
+    Ok(answer)
 }
 
 impl Model {

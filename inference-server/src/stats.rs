@@ -4,13 +4,14 @@
 //! [`ortolan_protocol::stats::Stats`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ortolan_protocol::histogram::{self, Histogram};
 use ortolan_protocol::stats::{BatchCell, Requests};
 
 use crate::error::{Error, ErrorKind};
+use crate::telemetry::{Ended, Watch};
 
 const BUCKETS: usize = histogram::LAST_BUCKET as usize + 1;
 /// Two cells a doubling: sizes 1, 2, 3, 4, 5–6, 7–8, 9–12, 13–16 and so on.
@@ -25,18 +26,25 @@ pub struct Counters {
     failed: AtomicU64,
     shed: AtomicU64,
     expired: AtomicU64,
+    /// The requests that did not succeed, by what went wrong; in the order of [`ErrorKind::ALL`].
+    errors: [AtomicU64; ErrorKind::ALL.len()],
+    clients_left: AtomicU64,
     rows_arrived: AtomicU64,
     queued_rows: AtomicU64,
     /// From the arrival of a body to its answer.
     pub latency: Durations,
     /// From entering the queue to execution.
     pub queue_wait: Durations,
+    /// How long the model ran for each batch.
+    pub execution: Durations,
+    /// How long it took to get the model to answer.
+    pub load_times: LoadTimes,
     /// Requests that were answered from the cache, and how long it took to look.
     pub cache_hits: Total,
     /// Requests that were not, and how long it took to keep their answers.
     pub cache_misses: Total,
     unsuccessful_nanoseconds: AtomicU64,
-    executed: Mutex<Executed>,
+    executed: Mutex<(Executed, [u64; CELLS])>,
     /// Behind a lock, so that the numbers of a cell belong together; only the worker writes, once a batch.
     batches: Mutex<[Cell; CELLS]>,
 }
@@ -51,14 +59,18 @@ impl Default for Counters {
             failed: AtomicU64::default(),
             shed: AtomicU64::default(),
             expired: AtomicU64::default(),
+            errors: std::array::from_fn(|_| AtomicU64::default()),
+            clients_left: AtomicU64::default(),
             rows_arrived: AtomicU64::default(),
             queued_rows: AtomicU64::default(),
             latency: Durations::default(),
             queue_wait: Durations::default(),
+            execution: Durations::default(),
+            load_times: LoadTimes::default(),
             cache_hits: Total::default(),
             cache_misses: Total::default(),
             unsuccessful_nanoseconds: AtomicU64::default(),
-            executed: Mutex::default(),
+            executed: Mutex::new((Executed::default(), [0; CELLS])),
             batches: Mutex::new([Cell::default(); CELLS]),
         }
     }
@@ -68,13 +80,16 @@ impl Counters {
     /// Counts a request that came for inference. What becomes of it is told to the [`Arrival`].
     pub fn arrive(self: &Arc<Self>) -> Arrival {
         increment(&self.arrived, 1);
-        Arrival { counters: Arc::clone(self), since: Instant::now(), is_open: true }
+        Arrival { counters: Arc::clone(self), since: Instant::now(), is_open: true, watch: None }
     }
 
     /// Counts a batch that was executed for clients.
     pub fn record_execution(&self, requests: usize, rows: usize, took: Duration) {
         self.record_batch(rows, took);
+        self.execution.record(took);
         let mut executed = lock(&self.executed);
+        let (executed, sizes) = &mut *executed;
+        sizes[cell_of(rows)] += 1;
         executed.batches += 1;
         executed.requests += requests as u64;
         executed.rows += rows as u64;
@@ -84,7 +99,20 @@ impl Counters {
 
     /// What was executed for clients so far.
     pub fn executed(&self) -> Executed {
-        *lock(&self.executed)
+        lock(&self.executed).0
+    }
+
+    /// How many batches were executed for clients, with the largest size in rows that is counted together, and the rows of all.
+    pub fn batch_sizes(&self) -> (Vec<(u64, u64)>, u64) {
+        let (executed, sizes) = *lock(&self.executed);
+        (sizes.iter().enumerate().map(|(cell, count)| (limit_of(cell), *count)).collect(), executed.rows)
+    }
+
+    /// How many requests did not succeed, by the name of what went wrong.
+    pub fn errors(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let kinds = ErrorKind::ALL.into_iter().map(ErrorKind::as_str).zip(&self.errors);
+        let left = std::iter::once(("client_left", &self.clients_left));
+        kinds.chain(left).map(|(kind, count)| (kind, count.load(Ordering::Relaxed)))
     }
 
     /// How long requests took, in all, that failed, were turned away or came too late.
@@ -184,12 +212,33 @@ pub struct Arrival {
     counters: Arc<Counters>,
     since: Instant,
     is_open: bool,
+    watch: Option<Arc<Watch>>,
 }
 
 impl Arrival {
+    /// With what it is told of by, where it is.
+    #[must_use]
+    pub fn watched(mut self, watch: Option<Arc<Watch>>) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// What it is told of by.
+    pub fn watch(&self) -> Option<&Arc<Watch>> {
+        self.watch.as_ref()
+    }
+
     /// The latency counts from here: the body is there.
     pub fn body_received(&mut self) {
         self.since = Instant::now();
+        self.note(|watch| watch.received(self.since));
+    }
+
+    /// Notes something of a request that is told of.
+    pub fn note(&self, write: impl FnOnce(&Watch)) {
+        if let Some(watch) = &self.watch {
+            write(watch);
+        }
     }
 
     /// When the body was there.
@@ -206,13 +255,19 @@ impl Arrival {
     /// The answer is ready to be sent.
     pub fn finish<T>(mut self, outcome: &Result<T, Error>) {
         self.is_open = false;
+        let error = outcome.as_ref().err().map(Error::kind);
+        self.count(error);
+        self.note(|watch| watch.ended(error.map_or(Ended::Completed, Ended::Failed)));
+    }
+
+    fn count(&self, error: Option<ErrorKind>) {
         let counters = &self.counters;
-        let Err(error) = outcome else {
+        let Some(error) = error else {
             counters.latency.record(self.since.elapsed());
             increment(&counters.completed, 1);
             return;
         };
-        let (counter, is_refused) = match error.kind() {
+        let (counter, is_refused) = match error {
             ErrorKind::NotReady | ErrorKind::Overloaded => (&counters.shed, false),
             ErrorKind::DeadlineExceeded => (&counters.expired, false),
             ErrorKind::Internal => (&counters.failed, false),
@@ -226,6 +281,7 @@ impl Arrival {
             | ErrorKind::RequestTimeout => (&counters.refused, true),
         };
         increment(counter, 1);
+        increment(&counters.errors[error as usize], 1);
         if !is_refused {
             increment(&counters.unsuccessful_nanoseconds, nanoseconds(self.since.elapsed()));
         }
@@ -236,8 +292,21 @@ impl Drop for Arrival {
     fn drop(&mut self) {
         if self.is_open {
             increment(&self.counters.expired, 1);
+            increment(&self.counters.clients_left, 1);
+            self.note(|watch| watch.ended(Ended::ClientLeft));
         }
     }
+}
+
+/// How long the steps took that make a model answer. Each is told once.
+#[derive(Default)]
+pub struct LoadTimes {
+    /// Getting its bytes.
+    pub fetch: OnceLock<Duration>,
+    /// Building the engine.
+    pub session: OnceLock<Duration>,
+    /// Running it for the first times.
+    pub warm_up: OnceLock<Duration>,
 }
 
 /// A number of durations and their sum, which many threads write.
@@ -358,6 +427,31 @@ mod tests {
         assert_eq!(counters.requests(), (expected, 1));
         still_open.finish(&Ok(()));
         assert_eq!(counters.latency.snapshot().count(), 2, "only successes have a latency");
+        let errors: Vec<_> = counters.errors().filter(|(_, count)| *count > 0).map(|(kind, _)| kind).collect();
+        let kinds = ["invalid_argument", "too_large", "not_ready", "overloaded", "deadline_exceeded", "internal"];
+        assert_eq!(errors, [kinds.as_slice(), &["client_left"]].concat());
+        assert_eq!(counters.errors().map(|(_, count)| count).sum::<u64>(), 7, "each has one kind");
+    }
+
+    #[test]
+    fn every_kind_of_error_is_counted_by_itself() {
+        let counters = Arc::new(Counters::default());
+        for (number, kind) in ErrorKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, number, "{kind:?}");
+            counters.arrive().finish(&Err::<(), _>(Error::new(kind, "")));
+        }
+        assert!(counters.errors().take(ErrorKind::ALL.len()).all(|(_, count)| count == 1));
+    }
+
+    #[test]
+    fn the_warm_up_is_none_of_the_batches_that_ran_for_clients() {
+        let counters = Counters::default();
+        counters.record_batch(8, Duration::from_millis(9));
+        counters.record_execution(2, 6, Duration::from_millis(4));
+        let (sizes, rows) = counters.batch_sizes();
+        let occurred: Vec<_> = sizes.into_iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!((occurred, rows), (vec![(6, 1)], 6));
+        assert_eq!(counters.execution.totals(), (1, Duration::from_millis(4)));
     }
 
     #[test]

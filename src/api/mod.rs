@@ -12,6 +12,7 @@ pub mod names;
 mod quantity;
 pub mod scheduling;
 mod status;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod validated;
@@ -24,6 +25,7 @@ pub use access::{ClientLimit, Tls};
 pub use quantity::Quantity;
 pub use scheduling::Scheduling;
 pub use status::{LatencyStatus, ModelDeploymentStatus, RevisionStatus, ScalingStatus, VariantStatus};
+pub use telemetry::{RequestLog, Tracing};
 
 /// A machine-learning model to serve, and how.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -216,6 +218,12 @@ pub struct Server {
     /// address. Requests beyond it are refused with 429. Without it there is no such limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_limit: Option<ClientLimit>,
+    /// Traces of requests. Without it there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<Tracing>,
+    /// Lines in the log for single requests. Without it there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_log: Option<RequestLog>,
 }
 
 /// What a container asks for and may use.

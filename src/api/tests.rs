@@ -149,6 +149,38 @@ fn what_is_refused_says_what_was_expected() {
     }
 }
 
+#[test]
+fn what_is_told_of_requests_goes_to_an_endpoint_and_is_a_fraction() {
+    let tracing =
+        |endpoint: &str, ratio: &str| with("server.tracing", json!({"endpoint": endpoint, "sampleRatio": ratio}));
+    let log = |ratio: &str| with("server.requestLog", json!({"sampleRatio": ratio}));
+    for spec in [
+        with("server.tracing", json!({"endpoint": "http://collector.monitoring.svc:4318"})),
+        tracing("http://collector.monitoring.svc:4318/", "0.05"),
+        tracing("https://[fd00::7]/otlp", "1.0"),
+        log("0"),
+        log("0.001"),
+    ] {
+        assert_eq!(refused(&spec), "", "{spec}");
+    }
+    for (spec, words) in [
+        (tracing("collector:4318", "1"), "the endpoint must be http://HOST:PORT"),
+        (tracing("ftp://collector", "1"), "the endpoint must be http://HOST:PORT"),
+        (tracing("http://collector/?token=word", "1"), "the endpoint must be http://HOST:PORT"),
+        (tracing("http://collector /", "1"), "the endpoint must be http://HOST:PORT"),
+        (tracing("http://user:word@collector:4318", "1"), "must not hold a user name or password"),
+        (tracing("http://collector", "1.5"), "sampleRatio must be a fraction from 0 to 1"),
+        (tracing("http://collector", "-0.5"), "sampleRatio must be a fraction from 0 to 1"),
+        (tracing("http://collector", "5%"), "sampleRatio must be a fraction from 0 to 1"),
+        (log(".5"), "sampleRatio must be a fraction from 0 to 1"),
+    ] {
+        let message = refused(&spec);
+        assert!(message.contains(words), "{spec} was answered {message:?}, expected words about {words:?}");
+    }
+    let float = with("server.requestLog", json!({"sampleRatio": 0.5}));
+    assert!(object(&float).is_err(), "floats do not survive every client");
+}
+
 /// kstatus takes an object without status for one that is as it should be; so does every tool that is built on it.
 #[test]
 fn an_object_that_nobody_has_looked_at_yet_says_so() {

@@ -34,6 +34,17 @@ pub enum InvalidSpec {
         /// What stands there.
         value: String,
     },
+    /// A fraction that is none.
+    #[error("{field} must be a fraction from 0 to 1 such as \"0.01\", but is {value:?}")]
+    Fraction {
+        /// The path of the field.
+        field: &'static str,
+        /// What stands there.
+        value: String,
+    },
+    /// An endpoint of traces that is none. It is not told: it may hold a password.
+    #[error("spec.server.tracing.endpoint must be http://HOST:PORT or https://HOST:PORT, but is of another form")]
+    Endpoint,
     /// A uri of a scheme that is not served.
     #[error(
         "spec.model.uri must be https://HOST/PATH, http://HOST/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, oci://HOST/REPOSITORY:TAG, hf://OWNER/NAME/PATH, pvc://CLAIM/PATH, configmap://NAME/KEY or file:///PATH, but is of another form"
@@ -100,6 +111,7 @@ impl RevisionSpec {
             .as_ref()
             .map(|amount| parse_memory("spec.server.responseCache", amount))
             .transpose()?;
+        check_telemetry(&spec.server)?;
         Ok(Self { model: spec.model.clone(), server: spec.server.clone(), scheduling: spec.scheduling.clone() })
     }
 
@@ -260,6 +272,23 @@ fn parse_memory(field: &'static str, amount: &Quantity) -> Result<u64, InvalidSp
     amount.bytes().ok_or_else(|| InvalidSpec::Memory { field, value: amount.0.clone() })
 }
 
+fn check_telemetry(server: &Server) -> Result<(), InvalidSpec> {
+    if let Some(log) = &server.request_log {
+        parse_fraction("spec.server.requestLog.sampleRatio", &log.sample_ratio)?;
+    }
+    let Some(tracing) = &server.tracing else { return Ok(()) };
+    parse_fraction("spec.server.tracing.sampleRatio", &tracing.sample_ratio)?;
+    let address = ["http://", "https://"].into_iter().find_map(|scheme| tracing.endpoint.strip_prefix(scheme));
+    let host = address.and_then(|address| address.split(['/', '?', '#']).next());
+    host.filter(|host| !host.is_empty() && !host.contains('@')).map(|_| ()).ok_or(InvalidSpec::Endpoint)
+}
+
+/// Parses a fraction, from 0 to 1.
+fn parse_fraction(field: &'static str, text: &str) -> Result<f64, InvalidSpec> {
+    let fraction = text.parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction));
+    fraction.ok_or_else(|| InvalidSpec::Fraction { field, value: text.to_owned() })
+}
+
 /// Parses a number with one unit of `ms`, `s`, `m`.
 fn parse_duration(field: &'static str, text: &str) -> Result<Duration, InvalidSpec> {
     let invalid = || InvalidSpec::Duration { field, value: text.to_owned() };
@@ -278,7 +307,7 @@ fn parse_duration(field: &'static str, text: &str) -> Result<Duration, InvalidSp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::LatencyTarget;
+    use crate::api::{LatencyTarget, RequestLog, Tracing};
 
     fn spec(uri: &str) -> ModelDeploymentSpec {
         serde_json::from_value(serde_json::json!({"model": {"uri": uri}})).unwrap()
@@ -322,6 +351,28 @@ mod tests {
     }
 
     #[test]
+    fn what_servers_tell_of_requests_is_checked_once_more() {
+        let outcome = |server: serde_json::Value| {
+            let spec = serde_json::json!({"model": {"uri": "https://h/m"}, "server": server});
+            RevisionSpec::parse(&serde_json::from_value(spec).unwrap()).map(|_| ())
+        };
+        let tracing =
+            |endpoint: &str, ratio: &str| serde_json::json!({"tracing": {"endpoint": endpoint, "sampleRatio": ratio}});
+        for endpoint in ["http://collector:4318", "https://h/otlp/v2"] {
+            assert_eq!(outcome(tracing(endpoint, "0.5")), Ok(()), "{endpoint}");
+        }
+        for endpoint in ["collector:4318", "http://", "http:///v1", "ftp://h", "http://me:word@h"] {
+            assert_eq!(outcome(tracing(endpoint, "1")), Err(InvalidSpec::Endpoint), "{endpoint}");
+        }
+        for ratio in ["", "1.1", "-0.1", "half", "NaN"] {
+            let log = serde_json::json!({"requestLog": {"sampleRatio": ratio}});
+            for server in [log, tracing("http://h", ratio)] {
+                assert!(matches!(outcome(server), Err(InvalidSpec::Fraction { .. })), "{ratio}");
+            }
+        }
+    }
+
+    #[test]
     fn the_hash_follows_what_a_pod_runs_and_nothing_else() {
         let plain = spec("https://h/m.onnx");
         let mut scaled = plain.clone();
@@ -330,11 +381,17 @@ mod tests {
         scaled.rollout.progress_deadline = "10m".into();
         let mut larger = plain.clone();
         larger.server.batching.max_size = 64;
+        let mut traced = plain.clone();
+        traced.server.tracing = Some(Tracing { endpoint: "http://h:4318".into(), sample_ratio: "0.1".into() });
+        let mut logged = plain.clone();
+        logged.server.request_log = Some(RequestLog { sample_ratio: "0.1".into() });
         let mut placed = plain.clone();
         placed.scheduling.runtime_class_name = Some("gvisor".into());
         let hash = |spec: &ModelDeploymentSpec| RevisionSpec::parse(spec).unwrap().hash();
         assert_eq!(hash(&plain), hash(&scaled));
         assert_ne!(hash(&plain), hash(&larger));
+        assert_ne!(hash(&plain), hash(&traced));
+        assert_ne!(hash(&plain), hash(&logged));
         assert_ne!(hash(&plain), hash(&placed));
         let mut replaced = plain.clone();
         replaced.model.version = Some("2".into());

@@ -24,6 +24,7 @@ use super::{
     metadata,
     ports::container_ports,
     scheduling::placed,
+    telemetry,
 };
 use crate::api::{
     ResourceAmounts, Resources, names,
@@ -127,6 +128,7 @@ fn container(
         image: Some(snapshot.image.clone()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
         args: Some(arguments(model, revision, snapshot, source)),
+        env: telemetry::environment(model, &snapshot.spec.server),
         ports: Some(container_ports(snapshot)),
         resources: resources(&snapshot.spec.server.resources),
         readiness_probe: Some(probe("/readyz", 1, 5)),
@@ -170,6 +172,7 @@ fn arguments(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: 
     arguments.extend(cache.map(|bytes| format!("--response-cache={bytes}")));
     arguments.extend(server.load_timeout.as_ref().map(|timeout| format!("--load-timeout={timeout}")));
     arguments.extend(access::arguments(snapshot, source));
+    arguments.extend(telemetry::arguments(server));
     arguments
 }
 

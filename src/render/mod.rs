@@ -16,6 +16,7 @@ mod ports;
 mod renderer;
 mod scheduling;
 mod service;
+mod telemetry;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};

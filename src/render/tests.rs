@@ -114,6 +114,18 @@ fn a_server_with_api_keys_and_a_response_cache() {
 }
 
 #[test]
+fn a_server_that_tells_of_its_requests() {
+    let pod =
+        |server: &str| pod(&format!("{{model: {{uri: 'https://h/m.onnx'}}, server: {{{server}}}}}")).spec.unwrap();
+    let traced = pod("tracing: {endpoint: 'http://collector:4318'}, requestLog: {sampleRatio: '0.001'}");
+    insta::assert_yaml_snapshot!((&traced.containers[0].args, &traced.containers[0].env));
+    let plain = pod("");
+    assert_eq!(plain.containers[0].env, None);
+    let logged = pod("requestLog: {sampleRatio: '1'}");
+    assert_eq!(logged.containers[0].env, None, "only traces tell where they come from");
+}
+
+#[test]
 fn the_identity_of_a_cloud_comes_by_a_service_account_and_never_by_its_kubernetes_token() {
     let spec = |uri: &str| format!("{{model: {{uri: '{uri}'}}, server: {{serviceAccountName: reader}}}}");
     for (uri, label, flag) in [

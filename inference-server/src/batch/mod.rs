@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use crate::engine::{Engine, Outputs};
 use crate::error::{Error, ErrorKind};
 use crate::stats::Counters;
+use crate::telemetry::Watch;
 use crate::tensor::Tensor;
 
 use pace::Pace;
@@ -101,8 +102,13 @@ impl Batcher {
     /// Runs a request and gives its outputs, or the reason why not. Dropping the future takes the request out of the
     /// queue, if it is still there.
     pub async fn run(&self, request: Request) -> Result<Vec<Tensor>, Error> {
+        self.run_watched(request, None).await
+    }
+
+    /// The same for a request that is told of.
+    pub async fn run_watched(&self, request: Request, watch: Option<Arc<Watch>>) -> Result<Vec<Tensor>, Error> {
         let deadline = request.deadline;
-        let (answer, is_quick) = self.submit(request)?;
+        let (answer, is_quick) = self.submit(request, watch)?;
         if is_quick {
             // Tasks that are ready come first, with the requests that they bring.
             tokio::task::yield_now().await;
@@ -123,10 +129,10 @@ impl Batcher {
     }
 
     /// Puts a request into the queue. Gives where its answer will come, and whether to help with running it.
-    fn submit(&self, request: Request) -> Result<(Answer, bool), Error> {
+    fn submit(&self, request: Request, watch: Option<Arc<Watch>>) -> Result<(Answer, bool), Error> {
         let (reply, answer) = oneshot::channel();
         let bytes = request.inputs.iter().map(Tensor::byte_size).sum();
-        let entry = Entry { request, bytes, entered: Instant::now(), reply };
+        let entry = Entry { request, bytes, entered: Instant::now(), watch, reply };
         let mut state = self.shared.lock();
         if state.is_closed {
             return Err(worker_gone());

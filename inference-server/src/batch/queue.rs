@@ -3,6 +3,7 @@
 //! Nothing here waits or runs: a queue is told what came and what time it is. [`super::Batcher`] puts it behind a lock.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -10,6 +11,7 @@ use tokio::sync::oneshot;
 use super::Request;
 use super::pace::Pace;
 use crate::error::{Error, ErrorKind};
+use crate::telemetry::{Ran, Watch};
 use crate::tensor::Tensor;
 
 /// What a queue holds at most, and how batches are formed.
@@ -51,6 +53,7 @@ pub(super) struct Entry {
     pub request: Request,
     pub bytes: usize,
     pub entered: Instant,
+    pub watch: Option<Arc<Watch>>,
     pub reply: Reply,
 }
 
@@ -58,6 +61,13 @@ impl Entry {
     /// What counts against the limit: an empty request takes a place, too.
     fn weight(&self) -> usize {
         self.request.rows.max(1)
+    }
+
+    /// Notes the batch that it was part of.
+    pub fn ran(&self, ran: Ran) {
+        if let Some(watch) = &self.watch {
+            watch.ran(ran);
+        }
     }
 
     /// Whether two requests may share a batch: equal trailing shapes (types follow from the signature) and outputs.
@@ -243,7 +253,7 @@ mod tests {
         let input = Tensor::zeros(Datatype::Fp32, Shape::from_slice(&[rows, width]));
         let bytes = input.byte_size();
         let request = Request { inputs: vec![input], outputs: smallvec![0], rows, deadline: None };
-        (Entry { request, bytes, entered: now, reply }, answer)
+        (Entry { request, bytes, entered: now, watch: None, reply }, answer)
     }
 
     fn rows(batch: &[Entry]) -> Vec<usize> {

@@ -10,6 +10,7 @@ use super::queue::{Entry, is_gone, refuse};
 use super::{Shared, State, rows};
 use crate::engine::{Engine, RunError};
 use crate::error::{Error, ErrorKind};
+use crate::telemetry::Ran;
 use crate::tensor::Tensor;
 
 /// Batches that a helper runs one after the other before the worker takes over: it has its own work, too.
@@ -127,8 +128,10 @@ fn answer(engine: &mut dyn Engine, batch: Vec<Entry>, shared: &Shared) {
         && let Some(answers) = together(engine, &batch)
     {
         let total = batch.iter().map(|entry| entry.request.rows).sum();
-        shared.counters.record_execution(batch.len(), total, start.elapsed());
+        let ran = Ran { started: start, took: start.elapsed(), rows: total, requests: batch.len() };
+        shared.counters.record_execution(ran.requests, ran.rows, ran.took);
         for (entry, answer) in batch.into_iter().zip(answers) {
+            entry.ran(ran);
             // A client that left has no use for it.
             let _ = entry.reply.send(Ok(answer));
         }
@@ -143,8 +146,10 @@ fn answer(engine: &mut dyn Engine, batch: Vec<Entry>, shared: &Shared) {
             continue;
         }
         let answer = guarded(engine, &entry.request.inputs, &entry.request.outputs);
+        let ran = Ran { started: start, took: start.elapsed(), rows: entry.request.rows, requests: 1 };
+        entry.ran(ran);
         if answer.is_ok() {
-            shared.counters.record_execution(1, entry.request.rows, start.elapsed());
+            shared.counters.record_execution(ran.requests, ran.rows, ran.took);
         }
         let _ = entry.reply.send(answer.map_err(Error::from));
     }

@@ -38,16 +38,19 @@ use tracing::error;
 use crate::around::{Around, Attendant};
 use crate::body::{Bounded, BoundedMessages, MESSAGE_HEAD};
 use crate::classify;
+use crate::client_limit::Client;
 use crate::describe;
 use crate::error::{Error, ErrorKind};
 use crate::serving::Server;
 use crate::stats::Arrival;
+use crate::telemetry::{Route, Watch};
 
 /// What tonic answers to a message over the limit; by our rule it is `RESOURCE_EXHAUSTED`.
 const OUT_OF_RANGE: &str = "11";
 const RESOURCE_EXHAUSTED: HeaderValue = HeaderValue::from_static("8");
 
-/// The call whose body is a stream of inference requests ends so.
+/// The call that asks for inference ends so, and the one whose body is a stream of such requests.
+const INFERENCE: &str = "/ModelInfer";
 const INFERENCE_STREAM: &str = "/ModelStreamInfer";
 /// Calls whose bodies are streams of messages end so.
 const STREAMS: [&str; 2] = [INFERENCE_STREAM, "/ServerReflectionInfo"];
@@ -82,45 +85,53 @@ fn with_reflection(routes: Routes) -> Routes {
     }
 }
 
+/// Whether a call may be made; who makes it, where that matters later. Health is told to everybody, as over REST.
+fn admitted(server: &Server, request: &HttpRequest) -> Result<Option<Client>, Error> {
+    let path = request.uri().path();
+    if path.starts_with("/grpc.health.v1.Health/") {
+        Ok(None)
+    } else if path.ends_with(INFERENCE_STREAM) {
+        // Each of its messages is a request.
+        server.admit_stream(request)
+    } else {
+        server.admit(request).map(|()| None)
+    }
+}
+
 /// Lets requests in, under the limits of all bodies.
 #[derive(Clone)]
 struct Greeter(Arc<Server>);
 
 impl Attendant for Greeter {
-    type Kept = ();
+    /// What a request for inference is told of by; also one whose message never becomes a call.
+    type Kept = Option<Arc<Watch>>;
 
-    /// Health is told to everybody, as over REST.
-    fn before(&self, mut request: HttpRequest) -> ControlFlow<HttpResponse, (HttpRequest, ())> {
-        let path = request.uri().path();
-        let admitted = if path.starts_with("/grpc.health.v1.Health/") {
-            Ok(None)
-        } else if path.ends_with(INFERENCE_STREAM) {
-            // Each of its messages is a request.
-            self.0.admit_stream(&request)
-        } else {
-            self.0.admit(&request).map(|()| None)
+    fn before(&self, mut request: HttpRequest) -> ControlFlow<HttpResponse, (HttpRequest, Self::Kept)> {
+        let client = match admitted(&self.0, &request) {
+            Ok(client) => client,
+            Err(error) => return ControlFlow::Break(Status::from(error).into_http()),
         };
-        match admitted {
-            Ok(client) => {
-                client.map(|client| request.extensions_mut().insert(client));
-                ControlFlow::Continue((bound(&self.0, request), ()))
-            }
-            Err(error) => ControlFlow::Break(Status::from(error).into_http()),
+        client.map(|client| request.extensions_mut().insert(client));
+        let is_inference = request.uri().path().ends_with(INFERENCE);
+        let watch = is_inference.then(|| self.0.watch(Route::GrpcInfer, request.headers())).flatten();
+        if let Some(watch) = &watch {
+            request.extensions_mut().insert(Arc::clone(watch));
         }
+        ControlFlow::Continue((bound(&self.0, request, watch.clone()), watch))
     }
 
-    fn after(&self, (): (), response: &mut HttpResponse) {
-        name_too_large(&self.0, response);
+    fn after(&self, watch: Self::Kept, response: &mut HttpResponse) {
+        name_too_large(&self.0, response, watch);
     }
 }
 
 /// Puts a body under the limits of all bodies. One that breaks them never becomes a call, and is counted here.
-fn bound(server: &Arc<Server>, request: HttpRequest) -> HttpRequest {
+fn bound(server: &Arc<Server>, request: HttpRequest, watch: Option<Arc<Watch>>) -> HttpRequest {
     let is_stream = STREAMS.iter().any(|call| request.uri().path().ends_with(call));
     request.map(|body| {
         let (server, bodies) = (Arc::clone(server), Arc::clone(server.bodies()));
         let refuse = move |error: Error| {
-            server.counters().arrive().finish(&Err::<(), _>(error.clone()));
+            server.counters().arrive().watched(watch.clone()).finish(&Err::<(), _>(error.clone()));
             Status::from(error)
         };
         if is_stream {
@@ -131,10 +142,10 @@ fn bound(server: &Arc<Server>, request: HttpRequest) -> HttpRequest {
     })
 }
 
-fn name_too_large(server: &Server, response: &mut HttpResponse) {
+fn name_too_large(server: &Server, response: &mut HttpResponse, watch: Option<Arc<Watch>>) {
     if let Some(status) = response.headers_mut().get_mut("grpc-status").filter(|status| *status == OUT_OF_RANGE) {
         *status = RESOURCE_EXHAUSTED;
-        server.counters().arrive().finish(&Err::<(), _>(Error::new(ErrorKind::TooLarge, "")));
+        server.counters().arrive().watched(watch).finish(&Err::<(), _>(Error::new(ErrorKind::TooLarge, "")));
     }
 }
 
@@ -180,7 +191,9 @@ impl GrpcInferenceService for Service {
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
-        let arrival = self.server.counters().arrive();
+        let watch = request.extensions().get::<Arc<Watch>>().cloned();
+        let arrival = self.server.counters().arrive().watched(watch);
+        arrival.note(|watch| watch.received(arrival.since()));
         let (metadata, _, message) = request.into_parts();
         let deadline = crate::wire::deadline(arrival.since(), [call_timeout(&metadata)]);
         let outcome = infer(&self.server, message, deadline, &arrival).await;
@@ -198,6 +211,7 @@ impl GrpcInferenceService for Service {
         let call = stream::Call {
             client: extensions.get().copied(),
             deadline: crate::wire::deadline(Instant::now(), [call_timeout(&metadata)]),
+            headers: metadata.clone().into_headers(),
         };
         let answers: Self::ModelStreamInferStream = Box::pin(stream::answers(Arc::clone(&self.server), messages, call));
         Ok(as_encoded(&metadata, Response::new(answers)))
@@ -246,6 +260,7 @@ async fn infer(
     deadline: Option<Instant>,
     arrival: &Arrival,
 ) -> Result<ModelInferResponse, Error> {
+    arrival.note(|watch| watch.named(&message.id));
     let model = server.model(&message.model_name, Some(&message.model_version))?;
     let own = crate::wire::deadline(arrival.since(), [timeout_parameter(&message.parameters)?]);
     let classes = convert::classes(&message.outputs)?;

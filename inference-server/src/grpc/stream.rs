@@ -3,23 +3,26 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::http::HeaderMap;
 use futures_util::{Stream, StreamExt, stream};
 use ortolan_protocol::grpc::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
 use tonic::{Code, Status, Streaming};
 
 use crate::client_limit::Client;
 use crate::serving::Server;
+use crate::telemetry::Route;
 
 /// How many requests of one stream are worked on at once. The queue bounds what all streams together hold.
 const AT_ONCE: usize = 64;
 
 /// What holds for all messages of a stream.
-#[derive(Clone, Copy)]
 pub(super) struct Call {
     /// Who sends them, where there is a limit for clients.
     pub client: Option<Client>,
     /// Until when they must be answered.
     pub deadline: Option<Instant>,
+    /// What it was opened with.
+    pub headers: HeaderMap,
 }
 
 /// The answers, in the order of the requests. A request that fails gets a message and the stream goes on; it ends when
@@ -29,10 +32,11 @@ pub(super) fn answers(
     requests: Streaming<ModelInferRequest>,
     call: Call,
 ) -> impl Stream<Item = Result<ModelStreamInferResponse, Status>> {
+    let call = Arc::new(call);
     messages(Arc::clone(&server), requests)
         .map(move |message| {
-            let server = Arc::clone(&server);
-            async move { Ok(answer(&server, message?, call).await) }
+            let (server, call) = (Arc::clone(&server), Arc::clone(&call));
+            async move { Ok(answer(&server, message?, &call).await) }
         })
         .buffered(AT_ONCE)
 }
@@ -63,8 +67,9 @@ fn messages(
     })
 }
 
-async fn answer(server: &Server, message: ModelInferRequest, call: Call) -> ModelStreamInferResponse {
-    let arrival = server.counters().arrive();
+async fn answer(server: &Server, message: ModelInferRequest, call: &Call) -> ModelStreamInferResponse {
+    let arrival = server.arrive(Route::GrpcStream, &call.headers);
+    arrival.note(|watch| watch.received(arrival.since()));
     let (id, model_name) = (message.id.clone(), message.model_name.clone());
     let outcome = match server.check_limit(call.client) {
         Ok(()) => super::infer(server, message, call.deadline, &arrival).await,

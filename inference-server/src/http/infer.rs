@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::request::{Builder, Slot};
 use crate::serving::{Model, Server};
 use crate::stats::Arrival;
+use crate::telemetry::Route;
 use crate::tensor::Data;
 use crate::wire;
 
@@ -32,7 +33,7 @@ pub(super) async fn version(
 }
 
 async fn respond(server: Arc<Server>, model: String, version: Option<String>, request: Request) -> Response {
-    let mut arrival = server.counters().arrive();
+    let mut arrival = server.arrive(Route::Infer, request.headers());
     let outcome = infer(&server, &model, version.as_deref(), request, &mut arrival).await;
     arrival.finish(&outcome);
     outcome.unwrap_or_else(IntoResponse::into_response)
@@ -56,6 +57,7 @@ async fn infer(
         Some(length) => parse(model, &body, length)?,
         None => parse(model, &body, body.len())?,
     };
+    arrival.note(|watch| watch.named(parsed.id.as_deref().unwrap_or_default()));
     // What is kept of the body are tensors; from here on the queue counts them.
     drop((body, held));
     let deadline = wire::deadline(arrival.since(), [timeout, parsed.timeout]);

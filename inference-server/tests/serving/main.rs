@@ -20,5 +20,6 @@ mod repeated;
 mod rest;
 mod sources;
 mod stream;
+mod telemetry;
 mod tensorflow;
 mod wrong;

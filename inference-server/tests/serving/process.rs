@@ -13,6 +13,7 @@ use ortolan_protocol::grpc::grpc_inference_service_client::GrpcInferenceServiceC
 use ortolan_protocol::grpc::model_infer_request::InferInputTensor;
 use ortolan_protocol::grpc::{InferTensorContents, ModelInferRequest};
 use ortolan_protocol::stats::{Phase, Stats};
+use ortolan_server::memory;
 use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -26,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The program, running. It ends with the test.
 pub struct Program {
     child: Child,
-    client: reqwest::Client,
+    pub client: reqwest::Client,
     log: std::sync::mpsc::Receiver<String>,
     pub said: String,
     termination_message: tempfile::NamedTempFile,
@@ -66,7 +67,7 @@ impl Program {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let (lines, log) = std::sync::mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line + "\n")));
         Self { child, client: client(), log, said: String::new(), termination_message, http: 0, grpc: 0, ops: 0 }
     }
 
@@ -77,7 +78,7 @@ impl Program {
             self.said.push_str(&line);
             if line.contains("listening") {
                 let port = |name: &str| {
-                    line.split_once(&format!("{name}=")).unwrap().1.split(' ').next().unwrap().parse().unwrap()
+                    line.split_once(&format!("{name}=")).unwrap().1.split_whitespace().next().unwrap().parse().unwrap()
                 };
                 (self.http, self.grpc, self.ops) = (port("http"), port("grpc"), port("ops"));
                 return self;
@@ -100,7 +101,7 @@ impl Program {
         }
     }
 
-    async fn ops(&self, path: &str) -> (StatusCode, String) {
+    pub async fn ops(&self, path: &str) -> (StatusCode, String) {
         let response = self.client.get(format!("http://127.0.0.1:{}{path}", self.ops)).send().await.unwrap();
         (response.status(), response.text().await.unwrap())
     }
@@ -150,16 +151,16 @@ fn client() -> reqwest::Client {
     reqwest::Client::new()
 }
 
-fn add_model() -> String {
+pub fn add_model() -> String {
     model("add").to_str().unwrap().to_owned()
 }
 
-fn body() -> String {
+pub fn body() -> String {
     let tensor = |name: &str| json!({"name": name, "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]});
     json!({"inputs": [tensor("a"), tensor("b")]}).to_string()
 }
 
-fn message() -> ModelInferRequest {
+pub fn message() -> ModelInferRequest {
     let contents = InferTensorContents { fp32_contents: vec![1.0, 2.0, 3.0], ..Default::default() };
     let tensor = |name: &str| InferInputTensor {
         name: name.to_owned(),
@@ -410,11 +411,22 @@ async fn the_operations_port_tells_how_it_goes_and_nothing_else() {
         r#"ortolan_server_requests_total{model="add",version="r7",outcome="refused"} 1"#,
         r#"ortolan_server_request_duration_seconds_count{model="add",version="r7"} 1"#,
         r#"ortolan_server_ready{model="add",version="r7"} 1.0"#,
+        r#"ortolan_server_request_errors_total{model="add",version="r7",kind="invalid_argument"} 1"#,
+        r#"ortolan_server_request_errors_total{model="add",version="r7",kind="client_left"} 0"#,
+        r#"ortolan_server_batch_size_rows_sum{model="add",version="r7"} 1.0"#,
+        r#"ortolan_server_batch_size_rows_bucket{model="add",version="r7",le="1.0"} 1"#,
+        r#"ortolan_server_execution_duration_seconds_count{model="add",version="r7"} 1"#,
+        r#"ortolan_server_load_seconds{model="add",version="r7",step="fetch"} 0."#,
+        r#"ortolan_server_load_seconds{model="add",version="r7",step="session"} 0."#,
+        r#"ortolan_server_load_seconds{model="add",version="r7",step="warm_up"} 0."#,
+        r#"ortolan_server_memory_resident_bytes{model="add",version="r7"} "#,
         "# EOF",
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
-    for name in named_in_dashboards_and_alerts() {
+    // Where nothing limits the memory there is nothing to tell.
+    let is_told = |name: &String| memory::limit().is_some() || name != "ortolan_server_memory_limit_bytes";
+    for name in named_in_dashboards_and_alerts().into_iter().filter(is_told) {
         let sample = metrics.lines().any(|line| line.split(['{', ' ']).next() == Some(&name));
         assert!(sample, "a dashboard or an alert names {name}, which is not in {metrics}");
     }

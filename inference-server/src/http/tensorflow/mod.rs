@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::request::Builder;
 use crate::serving::{Model, Server};
 use crate::stats::Arrival;
+use crate::telemetry::Route;
 use crate::wire;
 
 /// The name of a model's only signature.
@@ -44,6 +45,14 @@ enum Verb {
 }
 
 impl Verb {
+    fn route(self) -> Route {
+        match self {
+            Self::Predict => Route::Predict,
+            Self::Classify => Route::Classify,
+            Self::Regress => Route::Regress,
+        }
+    }
+
     /// The part of a path behind its last colon.
     fn split(target: &str) -> (&str, Option<Result<Self, Error>>) {
         let Some((name, verb)) = target.rsplit_once(':') else { return (target, None) };
@@ -170,7 +179,7 @@ async fn run(
     request: Request,
 ) -> Result<Response, Error> {
     let verb = verb.ok_or_else(|| Error::method_not_allowed("GET,HEAD"))??;
-    let mut arrival = server.counters().arrive();
+    let mut arrival = server.arrive(verb.route(), request.headers());
     let outcome = answered(server, (name, version), verb, request, &mut arrival).await;
     arrival.finish(&outcome);
     outcome
