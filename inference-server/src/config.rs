@@ -19,6 +19,7 @@ use ortolan_protocol::ports;
 use crate::access::Keys;
 use crate::batch::Limits;
 use crate::cpu;
+use crate::engine::Loading;
 use crate::fetch::{Digest, Source};
 use crate::tls::Tls;
 
@@ -236,6 +237,15 @@ pub struct Drain {
     pub delay: Duration,
     /// How long to wait for unfinished requests after that.
     pub timeout: Duration,
+}
+
+impl Config {
+    /// How the model is loaded.
+    pub fn loading(&self) -> Loading {
+        // What lies on a volume others may write to.
+        let is_ours = self.owns_cache && !matches!(self.source, Source::File(_));
+        Loading { threads: self.threads, is_ours, mapped: Loading::MAPPED }
+    }
 }
 
 impl TryFrom<ServeArguments> for Config {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::batch::{Batcher, Limits};
-use crate::engine::{self, Dimension, Engine, RunError, TensorSpec};
+use crate::engine::{self, Dimension, Engine, Loading, RunError, TensorSpec};
 use crate::fetch::Fetched;
 use crate::serving::Model;
 use crate::stats::Counters;
@@ -17,15 +17,15 @@ use crate::tensor::{Shape, Tensor};
 /// What warming up may take in all, as far as it can be foreseen.
 const WARM_UP_BUDGET: Duration = Duration::from_millis(500);
 
-/// Refuses a model that cannot fit: its weights are in memory once while it serves, and twice for a moment while ONNX Runtime
-/// loads it. One that fits once is tried; what is left behind tells of it when it is killed. All in bytes.
+/// Refuses a model that cannot fit: its weights are in memory once while it serves, and some of them twice for a moment while ONNX
+/// Runtime loads it. One that fits once is tried; what is left behind tells of it when it is killed. All in bytes.
 pub fn check_memory(model: u64, limit: Option<u64>, used: u64) -> Result<(), Failure> {
     let Some(limit) = limit.filter(|limit| model.saturating_add(used) > *limit) else { return Ok(()) };
     let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
     Err(Failure {
         reason: FailureReason::OutOfMemory,
         message: format!(
-            "the model has {} MiB and takes about twice that while it is loaded, but the server may use {} MiB of memory, of which \
+            "the model has {} MiB and takes up to twice that while it is loaded, but the server may use {} MiB of memory, of which \
              {} MiB were used before",
             mebibytes(model),
             mebibytes(limit),
@@ -35,19 +35,24 @@ pub fn check_memory(model: u64, limit: Option<u64>, used: u64) -> Result<(), Fai
 }
 
 /// Loads a model and warms it up, on a thread of its own: it takes as long as it takes, and must not hold up the ports.
-pub async fn load(fetched: Fetched, threads: usize, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
+pub async fn load(
+    fetched: Fetched,
+    loading: Loading,
+    limits: Limits,
+    counters: Arc<Counters>,
+) -> Result<Model, Failure> {
     let (done, loaded) = oneshot::channel();
     let spawned = std::thread::Builder::new().name("load".to_owned()).spawn(move || {
         // Nobody waits any more when the server was told to stop meanwhile.
-        let _ = done.send(load_here(&fetched, threads, limits, counters));
+        let _ = done.send(load_here(&fetched, loading, limits, counters));
     });
     spawned.map_err(|error| internal(&format!("no thread can be started: {error}")))?;
     loaded.await.unwrap_or_else(|_| Err(internal("the runtime stopped unexpectedly while it loaded the model")))
 }
 
-fn load_here(fetched: &Fetched, threads: usize, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
+fn load_here(fetched: &Fetched, loading: Loading, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
     let start = Instant::now();
-    let engine = engine::load(&fetched.path, threads)?;
+    let engine = engine::load(&fetched.path, loading)?;
     // The runtime opened the file anew: what it read must be what has the digest.
     fetched.check_unchanged()?;
     let built = start.elapsed();

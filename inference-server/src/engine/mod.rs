@@ -5,7 +5,9 @@
 
 mod elements;
 mod inspect;
+mod mapped;
 mod onnx;
+mod skeleton;
 mod zipmap;
 
 use std::collections::HashMap;
@@ -14,8 +16,11 @@ use std::path::Path;
 use ortolan_protocol::failure::{Failure, FailureReason};
 use ortolan_protocol::oip::{Datatype, TensorMetadata};
 use smallvec::SmallVec;
+use tracing::debug;
 
 use crate::tensor::Tensor;
+
+use skeleton::Skeleton;
 
 pub use onnx::{OnnxEngine, initialize};
 
@@ -131,11 +136,30 @@ pub fn look_at(path: &Path) -> Result<Option<(Vec<u8>, Labels)>, Failure> {
     Ok(if inspect::check(path)?.has_zip_map { zipmap::replaced(&inspect::read(path)?) } else { None })
 }
 
-/// Reads a model file: checks it, then builds an engine that runs on `threads` threads.
-pub fn load(path: &Path, threads: usize) -> Result<OnnxEngine, Failure> {
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Loading {
+    /// Threads for one operator.
+    pub threads: usize,
+    /// Whether nobody else writes to the model's file: weights may then stay in it, instead of in this process's own memory.
+    pub is_ours: bool,
+    /// Weights of at least so many bytes are mapped from the file.
+    pub mapped: u64,
+}
+
+impl Loading {
+    /// Smaller weights are copied: each that is mapped takes whole pages, and lies where the file has it, whatever its operators like.
+    pub const MAPPED: u64 = 1 << 16;
+}
+
+/// Reads a model file: checks it, then builds an engine that runs it.
+pub fn load(path: &Path, loading: Loading) -> Result<OnnxEngine, Failure> {
     let engine = match look_at(path)? {
-        Some((model, labels)) => OnnxEngine::load(onnx::From::Memory { model: &model, labels }, threads)?,
-        None => OnnxEngine::load(onnx::From::File(path), threads)?,
+        Some((model, labels)) => OnnxEngine::load(onnx::From::Memory { model: &model, labels }, loading.threads)?,
+        None => match mapped(path, loading) {
+            Some(engine) => engine,
+            None => OnnxEngine::load(onnx::From::File(path), loading.threads)?,
+        },
     };
     let signature = engine.signature();
     if signature.inputs.is_empty() || signature.outputs.is_empty() {
@@ -145,6 +169,22 @@ pub fn load(path: &Path, threads: usize) -> Result<OnnxEngine, Failure> {
         });
     }
     Ok(engine)
+}
+
+/// An engine whose large weights are mapped from the file. `None` where that does not work or gains nothing; the file is then
+/// loaded as a whole, and is what a failure is about.
+fn mapped(path: &Path, loading: Loading) -> Option<OnnxEngine> {
+    let Skeleton { model, folder, file } = Skeleton::of(path, loading.mapped)?;
+    let engine = OnnxEngine::load(onnx::From::Skeleton { model: &model, folder: &folder }, loading.threads)
+        .inspect_err(|failure| debug!(failure.message, "the model cannot be loaded with its weights mapped"))
+        .ok()?;
+    if !loading.is_ours
+        && let Err(error) = mapped::detach(&file)
+    {
+        debug!(%error, "what is mapped of the model's file cannot be replaced");
+        return None;
+    }
+    Some(engine)
 }
 
 #[cfg(test)]

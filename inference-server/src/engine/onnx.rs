@@ -44,6 +44,13 @@ fn environment(library: Option<&Path>) -> Result<Environment, Failure> {
 pub(super) enum From<'m> {
     /// In a file, as it was fetched.
     File(&'m Path),
+    /// In memory, but for weights that lie in files.
+    Skeleton {
+        /// The model's bytes.
+        model: &'m [u8],
+        /// The folder of those files.
+        folder: &'m str,
+    },
     /// In memory, after it was changed.
     Memory {
         /// The model's bytes.
@@ -114,6 +121,9 @@ fn build(environment: &Environment, from: &From<'_>, threads: usize) -> ort::Res
         .with_optimization_level(GraphOptimizationLevel::All)?;
     match from {
         From::File(path) => builder.commit_from_file(path),
+        From::Skeleton { model, folder } => builder
+            .with_config_entry("session.model_external_initializers_file_folder_path", folder)?
+            .commit_from_memory(model),
         From::Memory { model, .. } => builder.commit_from_memory(model),
     }
 }

@@ -72,7 +72,7 @@ pub async fn server(name: &str, flags: &[&str]) -> Arc<Server> {
     engine::initialize(&config.onnxruntime).unwrap();
     let server = Arc::new(Server::new(&config, Instant::now()));
     let loaded =
-        load::load(fetched(&model(name)).await, config.threads, config.batching, Arc::clone(server.counters())).await;
+        load::load(fetched(&model(name)).await, config.loading(), config.batching, Arc::clone(server.counters())).await;
     server.loaded(loaded.unwrap());
     server
 }

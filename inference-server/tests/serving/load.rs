@@ -17,8 +17,8 @@ async fn loaded(path: &Path) -> Result<Model, Failure> {
 
 async fn load_fetched(fetched: Fetched) -> Result<Model, Failure> {
     engine::initialize(&runtime_library()).unwrap();
-    let batching = config("mlp", &[]).batching;
-    load::load(fetched, 1, batching, Arc::new(Counters::default())).await
+    let config = config("mlp", &[]);
+    load::load(fetched, config.loading(), config.batching, Arc::new(Counters::default())).await
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod grpc;
 mod identities;
 mod keys;
 mod load;
+mod mapped;
 mod objects;
 mod process;
 mod repeated;

@@ -42,7 +42,7 @@ def said_by_servers(namespace: Namespace, store: ModelStore, digits: bytes) -> l
     text = store.add("text.onnx", b"<html><body>please log in</body></html>")
     uris = {name: store.add(f"{name}.onnx", (MODELS / f"refused-{name}.onnx").read_bytes()) for name in ("opset", "external", "endless")}
     # About 40 MiB: beside some 30 MiB of the server's own it fits into 96 MiB, and its copy while it is loaded does not.
-    large = store.add("large.onnx", heavy(3200, 1))
+    large = store.add("large.onnx", heavy(3200, 1, in_nodes=True))
     memory = lambda limit: {"resources": {"requests": {"memory": "16Mi"}, "limits": {"memory": limit}}}
     namespace.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "clear"}, "stringData": {"team": "hushhush"}})
     stalled = {"stalled": True, "loops": True}

@@ -68,6 +68,6 @@ async fn server(model: &str) -> Arc<Server> {
     };
     let fetched = fetch(&Source::File(file), &wanted).await.expect("a file");
     let counters = Arc::clone(server.counters());
-    server.loaded(load::load(fetched, config.threads, config.batching, counters).await.expect("a model"));
+    server.loaded(load::load(fetched, config.loading(), config.batching, counters).await.expect("a model"));
     server
 }
