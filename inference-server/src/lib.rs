@@ -9,6 +9,7 @@
 
 pub mod access;
 mod around;
+pub mod autotune;
 pub mod batch;
 pub mod body;
 mod cgroup;

@@ -1,15 +1,19 @@
 //! From a file to a model that answers: builds the engine, runs it a few times, and puts the batcher in front.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ortolan_protocol::failure::{Failure, FailureReason};
+use ortolan_protocol::stats::Trial;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use crate::autotune;
 use crate::batch::{Batcher, Limits};
+use crate::config::Config;
 use crate::engine::{self, Dimension, Engine, Loading, RunError, TensorSpec};
-use crate::fetch::Fetched;
+use crate::fetch::{Fetched, Source};
 use crate::serving::Model;
 use crate::stats::Counters;
 use crate::tensor::{Shape, Tensor};
@@ -34,49 +38,87 @@ pub fn check_memory(model: u64, limit: Option<u64>, used: u64) -> Result<(), Fai
     })
 }
 
+/// How a model is to be loaded and run.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// How it is loaded.
+    pub loading: Loading,
+    /// How its requests become batches.
+    pub limits: Limits,
+    /// So many threads are to be shared by as many instances as is found to be best.
+    pub autotuned: Option<usize>,
+}
+
+impl From<&Config> for Plan {
+    fn from(config: &Config) -> Self {
+        // What lies on a volume others may write to.
+        let is_ours = config.owns_cache && !matches!(config.source, Source::File(_));
+        let (threads, instances) = (config.threads, config.batching.instances);
+        Self {
+            loading: Loading { threads, instances, is_ours, mapped: Loading::MAPPED },
+            limits: config.batching,
+            autotuned: config.autotune.then_some(threads),
+        }
+    }
+}
+
+impl Plan {
+    /// With what was found by measuring, if anything was to be found and could be.
+    fn tuned(mut self, path: &Path) -> Result<(Self, Vec<Trial>), Failure> {
+        let Some(threads) = self.autotuned else { return Ok((self, Vec::new())) };
+        let trials = autotune::trials(path, self.loading, threads, self.limits.max_batch_rows)?;
+        if let Some(chosen) = trials.iter().find(|trial| trial.is_chosen) {
+            let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+            self.limits.instances = number(chosen.instances);
+            (self.loading.instances, self.loading.threads) = (number(chosen.instances), number(chosen.threads));
+        }
+        Ok((self, trials))
+    }
+}
+
 /// Loads a model and warms it up, on a thread of its own: it takes as long as it takes, and must not hold up the ports.
-pub async fn load(
-    fetched: Fetched,
-    loading: Loading,
-    limits: Limits,
-    counters: Arc<Counters>,
-) -> Result<Model, Failure> {
+pub async fn load(fetched: Fetched, plan: Plan, counters: Arc<Counters>) -> Result<Model, Failure> {
     let (done, loaded) = oneshot::channel();
     let spawned = std::thread::Builder::new().name("load".to_owned()).spawn(move || {
         // Nobody waits any more when the server was told to stop meanwhile.
-        let _ = done.send(load_here(&fetched, loading, limits, counters));
+        let _ = done.send(load_here(&fetched, plan, counters));
     });
     spawned.map_err(|error| internal(&format!("no thread can be started: {error}")))?;
     loaded.await.unwrap_or_else(|_| Err(internal("the runtime stopped unexpectedly while it loaded the model")))
 }
 
-fn load_here(fetched: &Fetched, loading: Loading, limits: Limits, counters: Arc<Counters>) -> Result<Model, Failure> {
+fn load_here(fetched: &Fetched, plan: Plan, counters: Arc<Counters>) -> Result<Model, Failure> {
+    let (plan, trials) = plan.tuned(&fetched.path)?;
     let start = Instant::now();
-    let engine = engine::load(&fetched.path, loading)?;
+    let engine = engine::load(&fetched.path, plan.loading)?;
     // The runtime opened the file anew: what it read must be what has the digest.
     fetched.check_unchanged()?;
     let built = start.elapsed();
-    serve(Box::new(engine), limits, counters, built)
+    let model = serve(Box::new(engine), plan.limits, counters, built)?;
+    Ok(Model { trials, ..model })
 }
 
 /// Warms an engine up and puts the batcher in front of it.
-fn serve(
-    mut engine: Box<dyn Engine>,
-    limits: Limits,
-    counters: Arc<Counters>,
-    built: Duration,
-) -> Result<Model, Failure> {
+fn serve(engine: Box<dyn Engine>, limits: Limits, counters: Arc<Counters>, built: Duration) -> Result<Model, Failure> {
     let start = Instant::now();
-    let has_rows = WarmUp { engine: engine.as_mut(), counters: &counters, max_rows: limits.max_batch_rows }.run()?;
+    let has_rows = WarmUp { engine: engine.as_ref(), counters: &counters, max_rows: limits.max_batch_rows }.run()?;
     info!(load = ?built, warm_up = ?start.elapsed(), batches_requests = has_rows, "the model is loaded");
     let signature = engine.signature().clone();
     let batcher = Batcher::start(engine, limits, has_rows, counters)
         .map_err(|error| internal(&format!("no thread can be started for the model: {error}")))?;
-    Ok(Model { signature, has_rows, max_rows: limits.max_batch_rows, max_delay: limits.max_delay, batcher })
+    Ok(Model {
+        signature,
+        has_rows,
+        max_rows: limits.max_batch_rows,
+        instances: limits.instances,
+        trials: Vec::new(),
+        max_delay: limits.max_delay,
+        batcher,
+    })
 }
 
 struct WarmUp<'a> {
-    engine: &'a mut dyn Engine,
+    engine: &'a dyn Engine,
     counters: &'a Counters,
     max_rows: usize,
 }
@@ -140,7 +182,8 @@ impl WarmUp<'_> {
     }
 }
 
-fn zeros(spec: &TensorSpec, rows: usize, has_rows: bool) -> Tensor {
+/// An input of zeros, with so many rows where it has rows.
+pub fn zeros(spec: &TensorSpec, rows: usize, has_rows: bool) -> Tensor {
     let sizes = spec.shape.iter().enumerate().map(|(position, dimension)| match dimension {
         _ if position == 0 && has_rows => rows,
         Dimension::Fixed(size) => *size,

@@ -37,12 +37,14 @@ fn the_specs_of_the_readme_pass() {
         json!({"model": {"uri": "az://models/m.onnx", "credentialsSecret": "models-az"}}),
         json!({"model": {"uri": "az://models/m.onnx"}, "server": {"apiKeysSecret": "clients", "responseCache": "64Mi"}}),
         json!({"model": {"uri": "https://models.example.org/m.onnx", "credentialsSecret": "token"}}),
+        json!({"model": {"uri": "https://h/m.onnx"}, "server": {"autotune": true}}),
+        json!({"model": {"uri": "https://h/m.onnx"}, "server": {"autotune": false, "threads": 2}}),
         json!({
             "model": {"uri": "http://models.ml.svc:8000/digits.onnx?version=3"},
             "server": {
                 "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"cpu": 1, "memory": "1Gi"}},
                 "batching": {"maxSize": 64, "maxDelay": "2ms"},
-                "threads": 2,
+                "threads": 2, "instances": 3,
             },
             "scaling": {"minReplicas": 1, "maxReplicas": 4, "latency": {"quantile": "p95", "target": "50ms"}},
         }),
@@ -89,6 +91,11 @@ fn what_is_refused_says_what_was_expected() {
         (with("model.version", json!("a b")), "version must be 1 to 63"),
         (with("server", json!({"serviceAccountName": "-"})), "serviceAccountName must be a ServiceAccount's name"),
         (with("server", json!({"apiKeysSecret": "Keys"})), "apiKeysSecret must be a Secret's name"),
+        (with("server", json!({"autotune": true, "threads": 2})), "autotune finds out what threads and instances say"),
+        (
+            with("server", json!({"autotune": true, "instances": 1})),
+            "autotune finds out what threads and instances say",
+        ),
         (with("server", json!({"responseCache": "much"})), "responseCache must be a quantity from 64Ki to 1Ti"),
         (with("server", json!({"responseCache": 0})), "responseCache must be a quantity from 64Ki to 1Ti"),
         (

@@ -36,6 +36,7 @@ fn a_model_over_http_with_every_setting() {
           resources: {requests: {cpu: 100m, memory: 64Mi}, limits: {cpu: 2, memory: 1Gi}}
           batching: {maxSize: 64, maxDelay: 2ms}
           threads: 2
+          instances: 3
           loadTimeout: 90s
         rollout: {progressDeadline: 2m}
         ",
@@ -111,6 +112,16 @@ fn a_server_with_api_keys_and_a_response_cache() {
     let mounts = container.volume_mounts.as_ref().unwrap();
     let mount = mounts.iter().find(|mount| mount.name == "api-keys").unwrap();
     assert_eq!((&*mount.mount_path, mount.read_only), ("/api-keys", Some(true)));
+}
+
+#[test]
+fn a_server_that_is_to_find_out_how_to_run() {
+    let arguments = |server: &str| {
+        let pod = pod(&format!("{{model: {{uri: 'https://h/m.onnx'}}, server: {server}}}")).spec.unwrap();
+        pod.containers[0].args.clone().unwrap()
+    };
+    assert!(arguments("{autotune: true}").contains(&"--autotune".to_owned()));
+    assert_eq!(arguments("{autotune: false}"), arguments("{}"), "as those that were there before");
 }
 
 #[test]

@@ -108,8 +108,8 @@ mod tests {
         const SIZE: usize = 3 << 12;
         let file = tempfile::NamedTempFile::new().unwrap();
         // The last page is not full.
-        file.as_file().write_all_at(&[0; 1 << 12], 0).unwrap();
-        file.as_file().write_all_at(&[1; SIZE - 1], 1 << 12).unwrap();
+        file.as_file().write_all_at(&vec![0; 1 << 12], 0).unwrap();
+        file.as_file().write_all_at(&vec![1; SIZE - 1], 1 << 12).unwrap();
         let path = file.path().canonicalize().unwrap();
         let map = || {
             let access = ProtFlags::READ | ProtFlags::WRITE;
@@ -119,7 +119,7 @@ mod tests {
         let before = map();
         detach(&path).unwrap();
         let after = map();
-        file.as_file().write_all_at(&[2; 4 * SIZE], 0).unwrap();
+        file.as_file().write_all_at(&vec![2; 4 * SIZE], 0).unwrap();
         // SAFETY: both are mapped, and within the file.
         let read = |start: *mut std::ffi::c_void, at: usize| unsafe { start.cast::<u8>().add(at).read_volatile() };
         assert_eq!([0, 5000, SIZE - 2].map(|at| read(before, at)), [1; 3]);

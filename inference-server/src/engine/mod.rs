@@ -1,7 +1,7 @@
 //! What runs a model: the one trait between the server and a runtime.
 //!
-//! An engine is owned by one thread and runs one batch after the other. It knows nothing of requests, queues or
-//! protocols; it is given complete input tensors in the order of its signature.
+//! An engine runs a batch for whoever asks, for several at once. It knows nothing of requests, queues or protocols; it is
+//! given complete input tensors in the order of its signature.
 
 mod elements;
 mod inspect;
@@ -28,13 +28,13 @@ pub use onnx::{OnnxEngine, initialize};
 pub type Outputs = SmallVec<[usize; 4]>;
 
 /// Runs a model.
-pub trait Engine: Send {
+pub trait Engine: Send + Sync {
     /// What the model takes and gives.
     fn signature(&self) -> &Signature;
 
     /// Runs the model once. `inputs`: one tensor per input of the signature, in its order. The answer has one tensor
     /// per entry of `outputs`, in that order.
-    fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError>;
+    fn run(&self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError>;
 }
 
 /// Why a run failed.
@@ -139,8 +139,10 @@ pub fn look_at(path: &Path) -> Result<Option<(Vec<u8>, Labels)>, Failure> {
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Loading {
-    /// Threads for one operator.
+    /// Threads for one batch.
     pub threads: usize,
+    /// Batches that run at once.
+    pub instances: usize,
     /// Whether nobody else writes to the model's file: weights may then stay in it, instead of in this process's own memory.
     pub is_ours: bool,
     /// Weights of at least so many bytes are mapped from the file.
@@ -155,10 +157,10 @@ impl Loading {
 /// Reads a model file: checks it, then builds an engine that runs it.
 pub fn load(path: &Path, loading: Loading) -> Result<OnnxEngine, Failure> {
     let engine = match look_at(path)? {
-        Some((model, labels)) => OnnxEngine::load(onnx::From::Memory { model: &model, labels }, loading.threads)?,
+        Some((model, labels)) => OnnxEngine::load(onnx::From::Memory { model: &model, labels }, loading)?,
         None => match mapped(path, loading) {
             Some(engine) => engine,
-            None => OnnxEngine::load(onnx::From::File(path), loading.threads)?,
+            None => OnnxEngine::load(onnx::From::File(path), loading)?,
         },
     };
     let signature = engine.signature();
@@ -175,7 +177,7 @@ pub fn load(path: &Path, loading: Loading) -> Result<OnnxEngine, Failure> {
 /// loaded as a whole, and is what a failure is about.
 fn mapped(path: &Path, loading: Loading) -> Option<OnnxEngine> {
     let Skeleton { model, folder, file } = Skeleton::of(path, loading.mapped)?;
-    let engine = OnnxEngine::load(onnx::From::Skeleton { model: &model, folder: &folder }, loading.threads)
+    let engine = OnnxEngine::load(onnx::From::Skeleton { model: &model, folder: &folder }, loading)
         .inspect_err(|failure| debug!(failure.message, "the model cannot be loaded with its weights mapped"))
         .ok()?;
     if !loading.is_ours

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use clap::Parser;
 use ortolan_server::config::{Arguments, Command, Config};
 use ortolan_server::fetch::{Access, Digest, Fetched, Retries, Source, Wanted, fetch};
+use ortolan_server::load::Plan;
 use ortolan_server::serving::Server;
 use ortolan_server::{engine, http, load};
 use serde_json::Value;
@@ -71,8 +72,7 @@ pub async fn server(name: &str, flags: &[&str]) -> Arc<Server> {
     let config = config(name, flags);
     engine::initialize(&config.onnxruntime).unwrap();
     let server = Arc::new(Server::new(&config, Instant::now()));
-    let loaded =
-        load::load(fetched(&model(name)).await, config.loading(), config.batching, Arc::clone(server.counters())).await;
+    let loaded = load::load(fetched(&model(name)).await, Plan::from(&config), Arc::clone(server.counters())).await;
     server.loaded(loaded.unwrap());
     server
 }

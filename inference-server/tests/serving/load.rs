@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
 use ortolan_server::fetch::Fetched;
+use ortolan_server::load::Plan;
 use ortolan_server::serving::Model;
 use ortolan_server::stats::Counters;
 use ortolan_server::{engine, load};
@@ -18,7 +19,7 @@ async fn loaded(path: &Path) -> Result<Model, Failure> {
 async fn load_fetched(fetched: Fetched) -> Result<Model, Failure> {
     engine::initialize(&runtime_library()).unwrap();
     let config = config("mlp", &[]);
-    load::load(fetched, config.loading(), config.batching, Arc::new(Counters::default())).await
+    load::load(fetched, Plan::from(&config), Arc::new(Counters::default())).await
 }
 
 #[tokio::test]

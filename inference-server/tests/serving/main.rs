@@ -8,6 +8,7 @@ mod describe;
 mod encodings;
 mod grpc;
 mod identities;
+mod instances;
 mod keys;
 mod load;
 mod mapped;

@@ -14,7 +14,7 @@ const ROWS: usize = 512;
 const COLUMNS: usize = 8;
 
 /// As it is loaded where nothing is mapped, and mapped from a file of our own, or of others.
-const PLAIN: Loading = Loading { threads: 1, is_ours: false, mapped: u64::MAX };
+const PLAIN: Loading = Loading { threads: 1, instances: 1, is_ours: false, mapped: u64::MAX };
 const OURS: Loading = Loading { is_ours: true, mapped: 1, ..PLAIN };
 const FOREIGN: Loading = Loading { is_ours: false, ..OURS };
 
@@ -60,7 +60,7 @@ fn table(kind: u8, elements: &[u8], padding: usize) -> Vec<u8> {
     [number(1, 8), field(2, &vec![b'p'; padding]), field(7, &graph), field(8, &number(2, 17))].concat()
 }
 
-fn rows_of(engine: &mut OnnxEngine) -> Bytes {
+fn rows_of(engine: &OnnxEngine) -> Bytes {
     let ids: Vec<u8> = (0..ROWS as u64).flat_map(u64::to_le_bytes).collect();
     let ids = Tensor { datatype: Datatype::Int64, shape: Shape::from_slice(&[ROWS]), data: Data::Fixed(ids.into()) };
     match engine.run(&[ids], &[0]).unwrap().remove(0).data {
@@ -85,9 +85,9 @@ fn weights_of_every_type_are_mapped_bit_for_bit_wherever_they_lie_in_the_file() 
             for (name, loading) in [("ours", OURS), ("foreign", FOREIGN)] {
                 let path = folder.path().join(format!("{kind}-{padding}-{name}.onnx"));
                 fs::write(&path, table(kind, &elements, padding)).unwrap();
-                let mut engine = load(&path, loading);
+                let engine = load(&path, loading);
                 assert_eq!(is_mapped(&path), loading.is_ours, "type {kind}");
-                assert_eq!(rows_of(&mut engine), elements, "type {kind} after {padding} bytes");
+                assert_eq!(rows_of(&engine), elements, "type {kind} after {padding} bytes");
                 drop(engine);
                 assert!(!is_mapped(&path), "it is given back");
             }
@@ -103,11 +103,11 @@ fn what_others_do_to_their_file_after_it_was_loaded_does_not_reach_the_model() {
     fs::write(&file, table(1, &elements, 0)).unwrap();
     // As config maps are mounted.
     std::os::unix::fs::symlink("m.onnx", &link).unwrap();
-    let mut engine = load(&link, FOREIGN);
+    let engine = load(&link, FOREIGN);
     fs::write(&file, table(1, &vec![0; elements.len()], 0)).unwrap();
-    assert_eq!(rows_of(&mut engine), elements);
+    assert_eq!(rows_of(&engine), elements);
     fs::write(&file, "").unwrap();
-    assert_eq!(rows_of(&mut engine), elements);
+    assert_eq!(rows_of(&engine), elements);
 }
 
 #[test]
@@ -116,9 +116,9 @@ fn small_weights_are_not_mapped() {
     let path = folder.path().join("m.onnx");
     let elements = some_bytes(ROWS * COLUMNS * 4, 251);
     fs::write(&path, table(1, &elements, 0)).unwrap();
-    let mut engine = load(&path, Loading { mapped: Loading::MAPPED, ..OURS });
+    let engine = load(&path, Loading { mapped: Loading::MAPPED, ..OURS });
     assert!(!is_mapped(&path));
-    assert_eq!(rows_of(&mut engine), elements);
+    assert_eq!(rows_of(&engine), elements);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_damaged_model_is_judged_as_if_nothing_was_mapped() {
 }
 
 /// What a model answers to some numbers.
-fn answers(engine: &mut OnnxEngine) -> Result<Vec<Tensor>, RunError> {
+fn answers(engine: &OnnxEngine) -> Result<Vec<Tensor>, RunError> {
     let signature = engine.signature().clone();
     let inputs: Vec<Tensor> = signature
         .inputs
@@ -178,9 +178,9 @@ fn the_models_of_the_tests_answer_bit_for_bit_as_if_nothing_was_mapped() {
         "zipmap",
     ] {
         let path = model(name);
-        let plain = answers(&mut load(&path, PLAIN));
+        let plain = answers(&load(&path, PLAIN));
         for loading in [OURS, FOREIGN] {
-            assert_eq!(answers(&mut load(&path, loading)), plain, "{name}");
+            assert_eq!(answers(&load(&path, loading)), plain, "{name}");
         }
     }
 }

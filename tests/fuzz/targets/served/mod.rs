@@ -12,6 +12,7 @@ use clap::Parser;
 use http_body_util::BodyExt;
 use ortolan_server::config::{Arguments, Command, Config};
 use ortolan_server::fetch::{Access, Digest, Retries, Source, Wanted, fetch};
+use ortolan_server::load::Plan;
 use ortolan_server::serving::Server;
 use ortolan_server::{engine, load};
 use tokio::runtime::{Builder, Runtime};
@@ -68,6 +69,6 @@ async fn server(model: &str) -> Arc<Server> {
     };
     let fetched = fetch(&Source::File(file), &wanted).await.expect("a file");
     let counters = Arc::clone(server.counters());
-    server.loaded(load::load(fetched, config.loading(), config.batching, counters).await.expect("a model"));
+    server.loaded(load::load(fetched, Plan::from(&config), counters).await.expect("a model"));
     server
 }
