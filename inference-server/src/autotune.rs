@@ -15,8 +15,8 @@ use ortolan_protocol::stats::Trial;
 use tracing::{info, warn};
 
 use crate::engine::{self, Engine, Loading, RunError};
-use crate::load::zeros;
 use crate::tensor::Tensor;
+use crate::warm_up::zeros;
 
 /// For all trials together.
 const BUDGET: Duration = Duration::from_secs(5);

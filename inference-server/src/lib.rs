@@ -37,4 +37,5 @@ pub mod serving;
 pub mod stats;
 pub mod tensor;
 pub mod tls;
+pub mod warm_up;
 pub mod wire;

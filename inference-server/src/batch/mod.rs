@@ -14,7 +14,7 @@ mod quick;
 mod rows;
 mod worker;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ struct Shared {
     state: Mutex<State>,
     wake: Condvar,
     /// Used by those whose turn it is.
-    engine: Box<dyn Engine>,
+    engine: Arc<dyn Engine>,
     counters: Arc<Counters>,
 }
 
@@ -93,7 +93,7 @@ impl State {
 impl Batcher {
     /// Starts the worker threads. `joins`: whether requests may be run together.
     pub fn start(
-        engine: Box<dyn Engine>,
+        engine: Arc<dyn Engine>,
         limits: Limits,
         joins: bool,
         counters: Arc<Counters>,
@@ -138,6 +138,11 @@ impl Batcher {
         answer.unwrap_or_else(|_| Err(worker_gone()))
     }
 
+    /// For those who run batches outside of it.
+    pub fn observer(&self) -> Observer {
+        Observer(Arc::downgrade(&self.shared))
+    }
+
     /// Whether the worker threads can still answer.
     pub fn is_alive(&self) -> bool {
         !self.shared.lock().is_closed
@@ -160,6 +165,23 @@ impl Batcher {
             self.shared.wake_worker(state);
         }
         Ok((answer, is_quick))
+    }
+}
+
+/// Lets a batcher know of batches that ran outside of it.
+pub struct Observer(Weak<Shared>);
+
+impl Observer {
+    /// A batch took so long.
+    pub fn learn(&self, rows: usize, took: Duration) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.lock().queue.learn(rows, took);
+        }
+    }
+
+    /// Whether the batcher is gone.
+    pub fn is_alone(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 

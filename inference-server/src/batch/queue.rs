@@ -108,10 +108,15 @@ impl Queue {
         self.limits.max_delay.is_zero()
     }
 
+    /// A batch has run that nobody asked for.
+    pub fn learn(&mut self, rows: usize, took: Duration) {
+        self.pace.learn(rows, took.as_secs_f64());
+    }
+
     /// A batch has run. The clients of its rows got their answers, and many of them ask again at once: together with what
     /// waits already they may make the next batch.
     pub fn has_run(&mut self, rows: usize, took: Duration, now: Instant) {
-        self.pace.learn(rows, took.as_secs_f64());
+        self.learn(rows, took);
         let pause = took.mul_f64(PAUSE);
         let rows = (self.rows + rows).min(self.limits.max_batch_rows);
         self.awaited = (self.joins && pause >= SHORTEST_PAUSE).then(|| Awaited { rows, until: now + pause });

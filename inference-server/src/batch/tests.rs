@@ -59,7 +59,7 @@ impl Held {
         let (sender, runs) = mpsc::channel();
         let engine = Doubler { signature: bytes_signature(), permits: Mutex::new(receiver), runs: sender };
         let counters = Arc::new(Counters::default());
-        let batcher = Batcher::start(Box::new(engine), limits, true, Arc::clone(&counters)).unwrap();
+        let batcher = Batcher::start(Arc::new(engine), limits, true, Arc::clone(&counters)).unwrap();
         Self { batcher: Arc::new(batcher), permits, runs, counters }
     }
 
@@ -287,7 +287,7 @@ const QUICK: Duration = Duration::from_millis(200);
 fn threads(limits: Limits) -> (Batcher, mpsc::Receiver<(thread::ThreadId, usize)>) {
     let (runs, seen) = mpsc::channel();
     let engine = Threads { signature: bytes_signature(), runs };
-    (Batcher::start(Box::new(engine), limits, true, Arc::new(Counters::default())).unwrap(), seen)
+    (Batcher::start(Arc::new(engine), limits, true, Arc::new(Counters::default())).unwrap(), seen)
 }
 
 fn asking(elements: &[u8]) -> Request {
