@@ -4,6 +4,7 @@
 //! the weights, and where they cut it off, whoever reads them is killed, even pages that were copied before. So memory with the same bytes
 //! takes the place of each mapping, at the same address.
 
+use std::ffi::c_void;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
@@ -11,13 +12,37 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr;
 
-use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap_anonymous, mremap_fixed, munmap};
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mremap_fixed, munmap};
 
-/// Puts memory of its own in the place of all private mappings that this file has. Nobody may use them meanwhile.
+/// Puts memory of its own in the place of all private mappings that this file has. Nobody may use them meanwhile. Fails where the
+/// kernel does not tell mappings by the file's path.
 pub(super) fn detach(file: &Path) -> io::Result<()> {
-    let maps = fs::read_to_string("/proc/self/maps")?;
     let source = File::open(file)?;
-    mappings(&maps, file).into_iter().try_for_each(|mapping| replace(&mapping, &source))
+    let probe = Probe::new(&source)?;
+    let found = mappings(&fs::read_to_string("/proc/self/maps")?, file);
+    if !found.iter().any(|mapping| mapping.addresses.contains(&probe.0.addr())) {
+        return Err(ErrorKind::Unsupported.into());
+    }
+    found.into_iter().try_for_each(|mapping| replace(&mapping, &source))
+}
+
+/// A mapping of a file that is sure to be there.
+struct Probe(*mut c_void);
+
+#[allow(unsafe_code)] // there are no safe functions for it
+impl Probe {
+    fn new(file: &File) -> io::Result<Self> {
+        // SAFETY: a new mapping, which is never read.
+        Ok(Self(unsafe { mmap(ptr::null_mut(), 1, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE, file, 0) }?))
+    }
+}
+
+#[allow(unsafe_code)] // there are no safe functions for it
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // SAFETY: it is ours alone, and still where it was made.
+        let _ = unsafe { munmap(self.0, 1) };
+    }
 }
 
 /// A mapping of a file.
@@ -84,8 +109,6 @@ fn mappings(maps: &str, file: &Path) -> Vec<Mapping> {
 
 #[cfg(test)]
 mod tests {
-    use rustix::mm::mmap;
-
     use super::*;
 
     #[test]
@@ -130,5 +153,14 @@ mod tests {
             // SAFETY: it is not used any more.
             unsafe { munmap(start, SIZE) }.unwrap();
         }
+    }
+    #[test]
+    fn a_path_that_the_kernel_does_not_tell_is_not_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+        fs::write(&file, [1; 10]).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(detach(&link).unwrap_err().kind(), ErrorKind::Unsupported);
+        detach(&file.canonicalize().unwrap()).unwrap();
     }
 }
