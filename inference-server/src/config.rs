@@ -108,9 +108,15 @@ pub struct ServeArguments {
     /// The most bytes of input tensors that wait for the model
     #[arg(long, value_name = "BYTES", default_value = "128MiB", env = "ORTOLAN_MAX_QUEUE_BYTES")]
     pub max_queue_bytes: ByteSize,
-    /// Threads that run the model [default: from the CPU limit]
+    /// Threads that run a batch [default: from the CPU limit, shared by the instances]
     #[arg(long, env = "ORTOLAN_THREADS")]
     pub threads: Option<usize>,
+    /// Batches that run at once, for a model that alone does not fill its CPUs; all use the same weights
+    #[arg(long, env = "ORTOLAN_INSTANCES")]
+    pub instances: Option<usize>,
+    /// Measure, before the server is ready, how many batches are best run at once and with how many threads each
+    #[arg(long, env = "ORTOLAN_AUTOTUNE")]
+    pub autotune: bool,
     /// The largest model that is fetched, with the files beside it
     #[arg(long, value_name = "BYTES", default_value = "16GiB", env = "ORTOLAN_MAX_MODEL_BYTES")]
     pub max_model_bytes: ByteSize,
@@ -204,8 +210,10 @@ pub struct Config {
     pub requests: RequestLimits,
     /// The CPUs that this process may use.
     pub cpus: f64,
-    /// Threads that run the model.
+    /// Threads that run a batch.
     pub threads: usize,
+    /// Whether it is measured how these threads are best shared.
+    pub autotune: bool,
     /// The ONNX Runtime library.
     pub onnxruntime: PathBuf,
     /// Where to listen.
@@ -280,7 +288,8 @@ impl TryFrom<ServeArguments> for Config {
             response_cache: size(arguments.response_cache),
             requests: requests(&arguments)?,
             cpus,
-            threads: threads(arguments.threads, cpus)?,
+            threads: threads(&arguments, cpus)?,
+            autotune: arguments.autotune,
             onnxruntime: library(arguments.onnxruntime)?,
             listen: Listen {
                 address: arguments.address,
@@ -317,8 +326,13 @@ fn batching(arguments: &ServeArguments) -> Result<Limits, Failure> {
             "--max-queue-rows is {max_queue_rows}, and must not be less than --max-batch-size ({max_batch_rows})"
         )));
     }
+    let instances = arguments.instances.unwrap_or(1);
+    if !(1..=256).contains(&instances) {
+        return Err(invalid(format!("--instances is {instances}, and must be between 1 and 256")));
+    }
     Ok(Limits {
         max_batch_rows,
+        instances,
         max_delay: *arguments.max_batch_delay,
         quick: QUICK,
         max_queue_rows,
@@ -342,9 +356,14 @@ fn requests(arguments: &ServeArguments) -> Result<RequestLimits, Failure> {
     })
 }
 
-fn threads(wanted: Option<usize>, cpus: f64) -> Result<usize, Failure> {
-    match wanted {
-        None => Ok(cpu::threads(cpus)),
+fn threads(arguments: &ServeArguments, cpus: f64) -> Result<usize, Failure> {
+    if arguments.autotune && (arguments.threads.is_some() || arguments.instances.is_some()) {
+        return Err(invalid(
+            "--autotune finds out what --threads and --instances say: it cannot be given with them".to_owned(),
+        ));
+    }
+    match arguments.threads {
+        None => Ok((cpu::threads(cpus) / arguments.instances.unwrap_or(1).max(1)).max(1)),
         Some(threads) if (1..=1024).contains(&threads) => Ok(threads),
         Some(threads) => Err(invalid(format!("--threads is {threads}, and must be between 1 and 1024"))),
     }
@@ -441,7 +460,8 @@ mod tests {
         assert!(!config.owns_cache && parsed(&["--cache-dir", "/cache"]).unwrap().owns_cache);
         assert_eq!((config.requests.max_bytes, config.requests.max_bytes_under_way), (64 << 20, 256 << 20));
         assert_eq!((config.drain.delay, config.drain.timeout), (Duration::from_secs(5), Duration::from_secs(25)));
-        assert!(config.threads >= 1);
+        assert!(config.threads >= 1 && config.batching.instances == 1);
+        assert_eq!(parsed(&["--instances", "256"]).unwrap().threads, 1, "they share the CPUs");
     }
 
     #[test]
@@ -469,12 +489,15 @@ mod tests {
 
     #[test]
     fn settings_that_cannot_be_met_are_refused_with_their_numbers() {
-        let cases: [(&[&str], &str); 9] = [
+        let cases: [(&[&str], &str); 12] = [
             (&["--format", "pickle"], "'pickle'"),
             (&["--max-batch-size", "0"], "--max-batch-size is 0"),
             (&["--max-queue-rows", "4"], "--max-queue-rows is 4"),
             (&["--max-body-bytes-under-way", "1Mi"], "--max-body-bytes-under-way is 1048576"),
             (&["--threads", "0"], "--threads is 0"),
+            (&["--instances", "0"], "--instances is 0"),
+            (&["--autotune", "--threads", "1"], "--autotune finds out"),
+            (&["--autotune", "--instances", "1"], "--autotune finds out"),
             (&["--sha256", "abc"], "64 hexadecimal"),
             (&["--revision", "a b"], "'a b'"),
             (&["--revision", ""], "the revision ''"),

@@ -29,8 +29,11 @@ pub fn config(server: &Server, model: &Model) -> ModelConfig {
         data_type: data_type(spec.datatype).into(),
         dims: dims(spec),
     };
-    let group =
-        ModelInstanceGroup { name: server.name().to_owned(), count: 1, kind: model_instance_group::Kind::Cpu.into() };
+    let group = ModelInstanceGroup {
+        name: server.name().to_owned(),
+        count: i32::try_from(model.instances).unwrap_or(i32::MAX),
+        kind: model_instance_group::Kind::Cpu.into(),
+    };
     let batching = ModelDynamicBatching {
         preferred_batch_size: Vec::new(),
         max_queue_delay_microseconds: u64::try_from(model.max_delay.as_micros()).unwrap_or(u64::MAX),

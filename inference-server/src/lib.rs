@@ -10,6 +10,7 @@
 
 pub mod access;
 mod around;
+pub mod autotune;
 pub mod batch;
 pub mod body;
 mod cgroup;
@@ -41,4 +42,5 @@ pub mod stats;
 pub mod telemetry;
 pub mod tensor;
 pub mod tls;
+pub mod warm_up;
 pub mod wire;

@@ -22,6 +22,7 @@ use crate::config::{Config, Drain};
 use crate::fetch::{self, Access, Retries, Wanted};
 use crate::last_words::Testament;
 use crate::listen::{self, Clients, Connections, Speaks};
+use crate::load::Plan;
 use crate::serving::{Model, Server};
 use crate::{engine, grpc, http, load, memory, ops};
 
@@ -114,7 +115,7 @@ async fn obtain(config: &Config, server: &Server, last_words: &Testament) -> Res
             .map_err(|_| internal("the ONNX Runtime library stopped the thread that loaded it".to_owned()))??;
         load::check_memory(fetched.bytes, memory::limit(), memory::used())?;
         let _until_loaded = last_words.loading(fetched.bytes);
-        load::load(fetched, config.threads, config.batching, Arc::clone(server.counters())).await
+        load::load(fetched, Plan::from(config), Arc::clone(server.counters())).await
     };
     tokio::time::timeout(config.load_timeout, loading).await.unwrap_or_else(|_| Err(timed_out(config.load_timeout)))
 }

@@ -56,10 +56,23 @@ fn prepare() {
     // The allocator asks for huge pages, and gets 2 MiB for the first byte of each: a third of a small server's memory. A kernel
     // that cannot does as it did before.
     let _ = disable_transparent_huge_pages(true);
+    keep_large_allocations_apart();
     // Microsoft's build of ONNX Runtime opens a database of telemetry in the home directory, and has what it takes to upload it. Its
     // programming interface switches that off too late.
     // SAFETY: this is the only thread.
     unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+}
+
+/// ONNX Runtime takes its memory from glibc, which gives large pieces back to the system only until the first was given back: pieces of
+/// that size then come from its heap, where what takes the place of a weight lies beside the hole that the weight left. A number that
+/// was set does not grow.
+#[allow(unsafe_code)] // there is no safe function for it
+fn keep_large_allocations_apart() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes two numbers. What it does not know changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+    }
 }
 
 /// What this prints, `docker inspect` shows.

@@ -120,6 +120,7 @@ fn gauges(encoder: &mut DescriptorEncoder, stats: &Stats) -> fmt::Result {
     )?;
     gauge(encoder, "requests_in_flight", "Requests accepted and not yet answered", stats.in_flight as f64)?;
     gauge(encoder, "queued_rows", "Rows that wait for the model", stats.queued_rows as f64)?;
+    gauge(encoder, "instances", "Batches that run at once", stats.instances as f64)?;
     gauge(encoder, "cpus", "CPUs that the process may use", stats.cpus)?;
     gauge(encoder, "uptime_seconds", "Seconds since the process started", stats.uptime_seconds)?;
     seconds(encoder, "cpu", "CPU time that the process used", stats.cpu_seconds)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use axum::extract::Request as HttpRequest;
 use axum::http::HeaderMap;
 use ortolan_protocol::oip::{ModelMetadata, ServerMetadata};
-use ortolan_protocol::stats::{Phase, Stats};
+use ortolan_protocol::stats::{Phase, Stats, Trial};
 use tokio::sync::watch;
 
 use crate::access::Keys;
@@ -62,6 +62,10 @@ pub struct Model {
     pub has_rows: bool,
     /// The largest batch in rows.
     pub max_rows: usize,
+    /// How many batches run at once.
+    pub instances: usize,
+    /// What was measured to find that number.
+    pub trials: Vec<Trial>,
     /// How long a request may wait for others.
     pub max_delay: Duration,
     /// What runs it.
@@ -300,6 +304,8 @@ impl Server {
             in_flight,
             queued_rows: self.counters.queued_rows(),
             max_batch_rows: self.model.get().map_or(0, |model| if model.has_rows { model.max_rows as u64 } else { 1 }),
+            instances: self.model.get().map_or(0, |model| model.instances as u64),
+            autotune: self.model.get().map_or_else(Vec::new, |model| model.trials.clone()),
             latency: self.counters.latency.snapshot(),
             queue_wait: self.counters.queue_wait.snapshot(),
             batches: self.counters.batch_cells(),

@@ -42,12 +42,32 @@ pub struct Stats {
     pub queued_rows: u64,
     /// The largest batch in rows that the server forms.
     pub max_batch_rows: u64,
+    /// How many batches the server runs at once; 0 from servers that do not tell, which run one.
+    #[serde(default)]
+    pub instances: u64,
+    /// What was measured to find that number, where the server was asked to find it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub autotune: Vec<Trial>,
     /// From the arrival of a request's body to its answer, in seconds, for all requests that were answered with success.
     pub latency: Histogram,
     /// From entering the queue to the start of execution, in seconds.
     pub queue_wait: Histogram,
     /// Executed batches by size, for learning the service time S(b); sizes near each other share a cell.
     pub batches: Vec<BatchCell>,
+}
+
+/// One way to share the CPUs, and what it gave.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trial {
+    /// Batches at once.
+    pub instances: u64,
+    /// Threads for each of them.
+    pub threads: u64,
+    /// Rows a second of all together.
+    pub rows_per_second: f64,
+    /// Whether the server runs that way.
+    pub is_chosen: bool,
 }
 
 /// How far a model server is on its way.

@@ -173,7 +173,9 @@ impl Format {
 #[x_kube(
     cel,
     validation = Rule::new("!has(self.responseCache) || !has(self.resources) || !has(self.resources.limits) || !has(self.resources.limits.memory) || quantity(string(self.responseCache)).isLessThan(quantity(string(self.resources.limits.memory)))")
-        .message("responseCache must be below resources.limits.memory, which it is part of")
+        .message("responseCache must be below resources.limits.memory, which it is part of"),
+    validation = Rule::new("!has(self.autotune) || !self.autotune || (!has(self.threads) && !has(self.instances))")
+        .message("autotune finds out what threads and instances say: leave them out, or autotune")
 )]
 pub struct Server {
     /// What the server's container asks for and may use.
@@ -182,10 +184,18 @@ pub struct Server {
     /// How requests are put together into batches.
     #[serde(default)]
     pub batching: Batching,
-    /// Threads for one execution of the model; by default the CPU limit, rounded up.
+    /// Threads for one execution of the model; by default the CPU limit, rounded up, shared by the instances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 256), extend("format" = "int32"))]
     pub threads: Option<u32>,
+    /// Executions of the model at once, for one that alone does not fill the CPUs; all use the same weights. 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 256), extend("format" = "int32"))]
+    pub instances: Option<u32>,
+    /// Measure on the model itself, before a server is ready, how many executions at once and with how many threads each give most, and
+    /// run it that way. Takes some seconds at every start.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub autotune: bool,
     /// How long loading a fetched model and running it for the first time may take before the server gives up and says so;
     /// `4m` when absent. Set it below `rollout.progressDeadline`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

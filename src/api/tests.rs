@@ -49,12 +49,14 @@ fn the_specs_of_the_readme_pass() {
                 "clientLimit": {"requestsPerSecond": 20, "burst": 1},
             },
         }),
+        json!({"model": {"uri": "https://h/m.onnx"}, "server": {"autotune": true}}),
+        json!({"model": {"uri": "https://h/m.onnx"}, "server": {"autotune": false, "threads": 2}}),
         json!({
             "model": {"uri": "http://models.ml.svc:8000/digits.onnx?version=3"},
             "server": {
                 "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"cpu": 1, "memory": "1Gi"}},
                 "batching": {"maxSize": 64, "maxDelay": "2ms"},
-                "threads": 2,
+                "threads": 2, "instances": 3,
             },
             "scaling": {"minReplicas": 1, "maxReplicas": 4, "latency": {"quantile": "p95", "target": "50ms"}},
         }),
@@ -114,6 +116,11 @@ fn what_is_refused_says_what_was_expected() {
         (
             with("server", json!({"tls": {"certificateSecret": "web", "clientCASecret": ""}})),
             "clientCASecret must be a Secret's name",
+        ),
+        (with("server", json!({"autotune": true, "threads": 2})), "autotune finds out what threads and instances say"),
+        (
+            with("server", json!({"autotune": true, "instances": 1})),
+            "autotune finds out what threads and instances say",
         ),
         (with("server", json!({"responseCache": "much"})), "responseCache must be a quantity from 64Ki to 1Ti"),
         (with("server", json!({"responseCache": 0})), "responseCache must be a quantity from 64Ki to 1Ti"),

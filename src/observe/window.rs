@@ -25,6 +25,7 @@ pub fn between(earlier: &Stats, later: &Stats) -> Option<PodWindow> {
         rows_arrived: later.rows_arrived.checked_sub(earlier.rows_arrived)?,
         queued_rows: later.queued_rows,
         max_batch_rows: later.max_batch_rows,
+        instances: later.instances,
         latency: later.latency.since(&earlier.latency)?,
         batches: executed(&earlier.batches, &later.batches)?,
         cpu_seconds: (later.cpu_seconds - earlier.cpu_seconds).max(0.0),

@@ -168,6 +168,8 @@ fn arguments(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: 
     ];
     arguments.extend(snapshot.spec.model.sha256.as_ref().map(|digest| format!("--sha256={digest}")));
     arguments.extend(server.threads.map(|threads| format!("--threads={threads}")));
+    arguments.extend(server.instances.map(|instances| format!("--instances={instances}")));
+    arguments.extend(server.autotune.then(|| "--autotune".to_owned()));
     let cache = server.response_cache.as_ref().and_then(crate::api::Quantity::bytes);
     arguments.extend(cache.map(|bytes| format!("--response-cache={bytes}")));
     arguments.extend(server.load_timeout.as_ref().map(|timeout| format!("--load-timeout={timeout}")));

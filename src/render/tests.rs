@@ -36,6 +36,7 @@ fn a_model_over_http_with_every_setting() {
           resources: {requests: {cpu: 100m, memory: 64Mi}, limits: {cpu: 2, memory: 1Gi}}
           batching: {maxSize: 64, maxDelay: 2ms}
           threads: 2
+          instances: 3
           loadTimeout: 90s
         rollout: {progressDeadline: 2m}
         ",
@@ -123,6 +124,16 @@ fn a_server_that_tells_of_its_requests() {
     assert_eq!(plain.containers[0].env, None);
     let logged = pod("requestLog: {sampleRatio: '1'}");
     assert_eq!(logged.containers[0].env, None, "only traces tell where they come from");
+}
+
+#[test]
+fn a_server_that_is_to_find_out_how_to_run() {
+    let arguments = |server: &str| {
+        let pod = pod(&format!("{{model: {{uri: 'https://h/m.onnx'}}, server: {server}}}")).spec.unwrap();
+        pod.containers[0].args.clone().unwrap()
+    };
+    assert!(arguments("{autotune: true}").contains(&"--autotune".to_owned()));
+    assert_eq!(arguments("{autotune: false}"), arguments("{}"), "as those that were there before");
 }
 
 #[test]

@@ -12,6 +12,8 @@
 //! - what does not fit into full batches waits longer: the reflected diffusion of the backlog, whose stationary quantile
 //!   is ln(1/(1−q))·λS / 2(B−λS) rows (heavy-traffic limit, Kingman 1962), exact in the limit for B = 1.
 //!
+//! A server that runs several batches at once counts as so many servers that share its CPUs.
+//!
 //! This is deliberately simple and errs towards more servers; a simulation is meant to replace [`Learned::capacity`].
 
 use ortolan_protocol::stats::BatchCell;
@@ -22,6 +24,8 @@ use super::PodWindow;
 const FADING: f64 = 0.98;
 /// The share of its CPUs that a server may use at its capacity.
 const CPU_SHARE: f64 = 0.8;
+/// More batches at once than a server can have been told to run.
+const MOST_INSTANCES: u64 = 256;
 /// The utilization up to which a server is used although the prediction sees no rate that meets the target.
 const LEAST_UTILIZATION: f64 = 0.5;
 
@@ -57,6 +61,7 @@ pub struct Learned {
     cpu_rows: f64,
     cpus: f64,
     max_batch_rows: f64,
+    instances: u64,
 }
 
 /// S(b) = α + β·b in seconds, b in rows.
@@ -81,6 +86,7 @@ impl Learned {
         let executed: u64 = pod.batches.iter().map(|cell| cell.rows).sum();
         if pod.max_batch_rows > 0 {
             self.max_batch_rows = pod.max_batch_rows as f64;
+            self.instances = pod.instances;
         }
         if executed == 0 {
             return;
@@ -153,7 +159,8 @@ impl Learned {
         let server = Server { service, request, largest: self.max_batch_rows.max(request) };
         let alone = service.of(request);
         let least = LEAST_UTILIZATION * request / alone;
-        let latency_bound = server.largest_rate(goal).max(least);
+        let instances = self.instances.clamp(1, MOST_INSTANCES) as f64;
+        let latency_bound = instances * server.largest_rate(goal).max(least);
         let cpu_bound =
             if self.cpu_seconds > 0.0 { CPU_SHARE * self.cpus * self.cpu_rows / self.cpu_seconds } else { f64::MAX };
         Some(Capacity {
@@ -266,6 +273,20 @@ mod tests {
         let mut learned = Learned::default();
         learned.observe(&pod(&[(1, 0.02, 50)]));
         assert_eq!(learned.service_time(), Some(ServiceTime { alpha: 0.0, beta: 0.02 }));
+    }
+
+    #[test]
+    fn batches_that_run_at_once_carry_more_as_far_as_the_cpus_go() {
+        let capacity = |instances, cpu_seconds| {
+            let mut learned = Learned::default();
+            learned.observe(&PodWindow { instances, cpu_seconds, cpus: 2.0, ..pod(&[(1, 0.02, 50), (8, 0.1, 10)]) });
+            learned.capacity(GOAL).unwrap().rows_per_second
+        };
+        let one = capacity(0, 0.0);
+        assert!((capacity(1, 0.0) - one).abs() < 1e-9 && (capacity(2, 0.0) - 2.0 * one).abs() < 1e-9);
+        // 130 rows in 2 s of CPU time: 2 CPUs are used at 104 rows a second.
+        assert!(capacity(64, 2.0) < 110.0);
+        assert!(capacity(u64::MAX, 0.0).is_finite());
     }
 
     #[test]

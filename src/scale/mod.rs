@@ -97,6 +97,8 @@ pub struct PodWindow {
     pub queued_rows: u64,
     /// The largest batch that the server forms.
     pub max_batch_rows: u64,
+    /// How many batches the server runs at once; 0 where it does not tell.
+    pub instances: u64,
     /// From arrival to answer.
     pub latency: Histogram,
     /// What was executed.

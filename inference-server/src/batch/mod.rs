@@ -1,9 +1,10 @@
 //! The one batcher: between the protocols, which run many requests at once, and the engine, which runs one batch at a
-//! time.
+//! time, or a few.
 //!
 //! Batching is pull-based: when the engine becomes free, what waits is taken, so a batch grows exactly as long as the
-//! model is busy, and a lone request never waits (unless a delay is configured). The engine has a worker thread, so that a
-//! model that takes its time holds nobody up. Handing a batch over and the answers back costs more than a small model does:
+//! model is busy, and a lone request never waits (unless a delay is configured). Each batch that may run at once has a worker
+//! thread, so that a model that takes its time holds nobody up; they share what there is, so that none is idle while another
+//! runs a batch of everything. Handing a batch over and the answers back costs more than a small model does:
 //! where batches were quick so far, whoever brings a request runs what waits in its own thread, after all others that
 //! were ready have brought theirs.
 
@@ -13,10 +14,11 @@ mod quick;
 mod rows;
 mod worker;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::engine::{Engine, Outputs};
@@ -43,7 +45,7 @@ pub struct Request {
     pub deadline: Option<Instant>,
 }
 
-/// Hands requests to the worker thread of an engine. Dropping the last one ends the thread.
+/// Hands requests to the worker threads of an engine. Dropping the last one ends the threads.
 pub struct Batcher {
     shared: Arc<Shared>,
 }
@@ -51,12 +53,12 @@ pub struct Batcher {
 /// Where the answer to a request comes.
 type Answer = oneshot::Receiver<Result<Vec<Tensor>, Error>>;
 
-/// What the worker and the protocols share.
+/// What the workers and the protocols share.
 struct Shared {
     state: Mutex<State>,
     wake: Condvar,
-    /// Used by whoever's turn it is.
-    engine: Mutex<Box<dyn Engine>>,
+    /// Used by those whose turn it is.
+    engine: Arc<dyn Engine>,
     counters: Arc<Counters>,
 }
 
@@ -64,39 +66,58 @@ struct State {
     queue: Queue,
     quick: Quick,
     is_closed: bool,
-    /// The rows of the batch that runs. Whoever runs it looks after what comes meanwhile.
-    running: Option<usize>,
-    is_worker_waiting: bool,
+    /// How many batches may run at once.
+    instances: usize,
+    /// The rows of each batch that runs. Whoever runs one looks after what comes meanwhile.
+    running: Running,
+    /// Workers that wait.
+    waiting: usize,
+    /// Those of them that were woken and have not noticed yet.
+    woken: usize,
 }
+
+/// The rows of batches that run.
+type Running = SmallVec<[usize; 4]>;
 
 impl State {
     /// Whether what waits is best run by whoever brought it.
     fn is_quick(&self) -> bool {
         self.queue.never_waits() && self.quick.covers(self.queue.bytes())
     }
+
+    /// Whether one more batch may run.
+    fn has_place(&self) -> bool {
+        self.running.len() < self.instances
+    }
 }
 
 impl Batcher {
-    /// Starts the worker thread. `joins`: whether requests may be run together.
+    /// Starts the worker threads. `joins`: whether requests may be run together.
     pub fn start(
-        engine: Box<dyn Engine>,
+        engine: Arc<dyn Engine>,
         limits: Limits,
         joins: bool,
         counters: Arc<Counters>,
     ) -> std::io::Result<Self> {
-        let pace = Pace::new(if joins { limits.max_batch_rows } else { 1 }, &counters.batch_cells());
+        let instances = limits.instances;
+        let pace = Pace::new(if joins { limits.max_batch_rows } else { 1 }, instances, &counters.batch_cells());
         let state = State {
             queue: Queue::new(limits, joins, pace),
             quick: Quick::new(limits.quick),
             is_closed: false,
-            running: None,
-            is_worker_waiting: false,
+            instances,
+            running: Running::new(),
+            waiting: 0,
+            woken: 0,
         };
-        let (state, engine) = (Mutex::new(state), Mutex::new(engine));
-        let shared = Arc::new(Shared { state, wake: Condvar::new(), engine, counters });
-        let worker = Arc::clone(&shared);
-        thread::Builder::new().name("engine".to_owned()).spawn(move || worker::run(&worker))?;
-        Ok(Self { shared })
+        let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new(), engine, counters });
+        // Dropped where a thread cannot be started, it ends those that were.
+        let batcher = Self { shared };
+        for _ in 0..instances {
+            let shared = Arc::clone(&batcher.shared);
+            thread::Builder::new().name("engine".to_owned()).spawn(move || worker::run(&shared))?;
+        }
+        Ok(batcher)
     }
 
     /// Runs a request and gives its outputs, or the reason why not. Dropping the future takes the request out of the
@@ -123,7 +144,12 @@ impl Batcher {
         answer.unwrap_or_else(|_| Err(worker_gone()))
     }
 
-    /// Whether the worker thread can still answer.
+    /// For those who run batches outside of it.
+    pub fn observer(&self) -> Observer {
+        Observer(Arc::downgrade(&self.shared))
+    }
+
+    /// Whether the worker threads can still answer.
     pub fn is_alive(&self) -> bool {
         !self.shared.lock().is_closed
     }
@@ -137,14 +163,31 @@ impl Batcher {
         if state.is_closed {
             return Err(worker_gone());
         }
-        let running = state.running;
-        state.queue.push(entry, running)?;
+        let State { queue, running, .. } = &mut *state;
+        queue.push(entry, running)?;
         self.shared.counters.set_queued_rows(state.queue.rows());
         let is_quick = state.is_quick();
         if !is_quick {
             self.shared.wake_worker(state);
         }
         Ok((answer, is_quick))
+    }
+}
+
+/// Lets a batcher know of batches that ran outside of it.
+pub struct Observer(Weak<Shared>);
+
+impl Observer {
+    /// A batch took so long.
+    pub fn learn(&self, rows: usize, took: Duration) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.lock().queue.learn(rows, took);
+        }
+    }
+
+    /// Whether the batcher is gone.
+    pub fn is_alone(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 
@@ -159,18 +202,31 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes the worker where it has something to do. Waking costs a system call, and whoever runs a batch looks into the queue
+    /// Waits until woken, or for so long.
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>, longest: Option<Duration>) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        let mut state = match longest {
+            Some(longest) => self.wake.wait_timeout(state, longest).unwrap_or_else(PoisonError::into_inner).0,
+            None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+        };
+        state.waiting -= 1;
+        state.woken = state.woken.saturating_sub(1);
+        state
+    }
+
+    /// Wakes a worker where there is something to do for it. Waking costs a system call, and whoever runs a batch looks into the queue
     /// afterwards.
     fn wake_worker(&self, mut state: MutexGuard<'_, State>) {
-        let has_work = state.running.is_none() && (state.is_closed || !state.queue.is_empty());
-        let wakes = has_work && std::mem::take(&mut state.is_worker_waiting);
+        let has_work = state.has_place() && (state.is_closed || !state.queue.is_empty());
+        let wakes = has_work && state.waiting > state.woken;
+        state.woken += usize::from(wakes);
         drop(state);
         if wakes {
             self.wake.notify_one();
         }
     }
 
-    /// Ends the worker once the queue is empty.
+    /// Ends the workers once the queue is empty.
     fn close(&self) {
         self.lock().is_closed = true;
         self.wake.notify_all();

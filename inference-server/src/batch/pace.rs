@@ -16,14 +16,16 @@ const NEW: f64 = 0.2;
 pub(super) struct Pace {
     /// The largest batch in rows.
     max_rows: usize,
+    /// How many batches run at once.
+    instances: usize,
     /// Seconds; a moving average.
     seconds: [Option<f64>; SIZES],
 }
 
 impl Pace {
-    /// `max_rows`: the largest batch. `seen`: batches that have run already.
-    pub fn new(max_rows: usize, seen: &[BatchCell]) -> Self {
-        let mut pace = Self { max_rows: max_rows.max(1), seconds: [None; SIZES] };
+    /// `max_rows`: the largest batch. `instances`: how many run at once. `seen`: batches that have run already.
+    pub fn new(max_rows: usize, instances: usize, seen: &[BatchCell]) -> Self {
+        let mut pace = Self { max_rows: max_rows.max(1), instances: instances.max(1), seconds: [None; SIZES] };
         for cell in seen.iter().filter(|cell| cell.count > 0) {
             let rows = usize::try_from(cell.rows / cell.count).unwrap_or(usize::MAX);
             #[allow(clippy::cast_precision_loss)] // a count
@@ -45,10 +47,17 @@ impl Pace {
 
     /// How long so many rows may be expected to take that wait for their turn.
     pub fn backlog(&self, rows: usize) -> Duration {
-        let full = u32::try_from(rows / self.max_rows).unwrap_or(u32::MAX);
-        let rest = rows % self.max_rows;
+        let at_once = self.max_rows.saturating_mul(self.instances);
+        let full = u32::try_from(rows / at_once).unwrap_or(u32::MAX);
+        let rest = (rows % at_once).div_ceil(self.instances);
         let rest = if rest > 0 { self.batch(rest) } else { Duration::ZERO };
         self.batch(self.max_rows).saturating_mul(full).saturating_add(rest)
+    }
+
+    /// How long batches of these sizes that run keep others waiting, at most and on average.
+    pub fn running(&self, rows: &[usize]) -> Duration {
+        let all: Duration = rows.iter().map(|rows| self.batch(*rows)).sum();
+        all.div_f64(f64::from(u32::try_from(self.instances).unwrap_or(u32::MAX)))
     }
 
     /// Whether a row in a batch of `more` rows takes clearly less time than in one of `rows`.
@@ -92,7 +101,7 @@ mod tests {
 
     #[test]
     fn full_batches_and_the_rest_make_the_backlog() {
-        let pace = Pace::new(8, &[seen(1, 2, 0.002), seen(2, 1, 0.002), seen(8, 4, 0.016)]);
+        let pace = Pace::new(8, 1, &[seen(1, 2, 0.002), seen(2, 1, 0.002), seen(8, 4, 0.016)]);
         let milliseconds = |rows| pace.backlog(rows).as_secs_f64() * 1e3;
         for (rows, expected) in [(0, 0.0), (1, 1.0), (2, 2.0), (3, 4.0), (5, 4.0), (8, 4.0), (9, 5.0), (26, 14.0)] {
             assert!((milliseconds(rows) - expected).abs() < 1e-6, "{rows}: {}", milliseconds(rows));
@@ -100,26 +109,38 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_is_shared_by_all_that_run_at_once() {
+        let pace = Pace::new(8, 2, &[seen(1, 2, 0.002), seen(2, 1, 0.002), seen(8, 4, 0.016)]);
+        let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
+        for (rows, expected) in [(0, 0.0), (1, 1.0), (2, 1.0), (3, 2.0), (16, 4.0), (17, 5.0), (36, 10.0)] {
+            assert!((milliseconds(pace.backlog(rows)) - expected).abs() < 1e-6, "{rows}: {:?}", pace.backlog(rows));
+        }
+        for (running, expected) in [(&[][..], 0.0), (&[8], 2.0), (&[8, 8], 4.0), (&[1, 8], 2.5)] {
+            assert!((milliseconds(pace.running(running)) - expected).abs() < 1e-6, "{running:?}");
+        }
+    }
+
+    #[test]
     fn what_was_never_seen_is_no_more_than_its_like() {
-        let pace = Pace::new(64, &[seen(4, 1, 0.004)]);
+        let pace = Pace::new(64, 1, &[seen(4, 1, 0.004)]);
         assert_eq!(pace.batch(1), Duration::from_millis(4), "a larger one takes no less");
         assert_eq!(pace.batch(16), Duration::from_millis(16));
-        assert_eq!(Pace::new(8, &[]).backlog(100), Duration::ZERO);
-        assert_eq!(Pace::new(1, &[seen(1, 1, 0.003)]).backlog(5), Duration::from_millis(15));
+        assert_eq!(Pace::new(8, 1, &[]).backlog(100), Duration::ZERO);
+        assert_eq!(Pace::new(1, 1, &[seen(1, 1, 0.003)]).backlog(5), Duration::from_millis(15));
     }
 
     #[test]
     fn larger_batches_gain_where_they_take_less_for_a_row() {
-        let pace = Pace::new(8, &[seen(1, 1, 0.040), seen(8, 1, 0.200)]);
+        let pace = Pace::new(8, 1, &[seen(1, 1, 0.040), seen(8, 1, 0.200)]);
         assert!(pace.gains(1, 8) && !pace.gains(8, 8) && !pace.gains(8, 1));
-        let flat = Pace::new(8, &[seen(1, 1, 0.036), seen(8, 1, 0.288)]);
+        let flat = Pace::new(8, 1, &[seen(1, 1, 0.036), seen(8, 1, 0.288)]);
         assert!(!flat.gains(1, 8));
-        assert!(!Pace::new(8, &[]).gains(1, 8), "nobody knows");
+        assert!(!Pace::new(8, 1, &[]).gains(1, 8), "nobody knows");
     }
 
     #[test]
     fn the_average_follows_the_latest() {
-        let mut pace = Pace::new(8, &[seen(8, 1, 0.1)]);
+        let mut pace = Pace::new(8, 1, &[seen(8, 1, 0.1)]);
         (0..40).for_each(|_| pace.learn(8, 0.01));
         assert!(pace.batch(8) < Duration::from_millis(11));
         assert_eq!([0, 1, 2, 3, 4, 5, 65_536, 65_537, usize::MAX].map(size), [0, 0, 1, 2, 2, 3, 16, 16, 16]);

@@ -19,6 +19,8 @@ use crate::tensor::Tensor;
 pub struct Limits {
     /// The largest batch in rows.
     pub max_batch_rows: usize,
+    /// How many batches run at once.
+    pub instances: usize,
     /// How long the first request of a batch waits for others.
     pub max_delay: Duration,
     /// A batch that takes no longer is run by whoever brings it, without the worker thread; zero: none is.
@@ -116,26 +118,31 @@ impl Queue {
         self.limits.max_delay.is_zero()
     }
 
+    /// A batch has run that nobody asked for.
+    pub fn learn(&mut self, rows: usize, took: Duration) {
+        self.pace.learn(rows, took.as_secs_f64());
+    }
+
     /// A batch has run. The clients of its rows got their answers, and many of them ask again at once: together with what
     /// waits already they may make the next batch.
     pub fn has_run(&mut self, rows: usize, took: Duration, now: Instant) {
-        self.pace.learn(rows, took.as_secs_f64());
+        self.learn(rows, took);
         let pause = took.mul_f64(PAUSE);
         let rows = (self.rows + rows).min(self.limits.max_batch_rows);
         self.awaited = (self.joins && pause >= SHORTEST_PAUSE).then(|| Awaited { rows, until: now + pause });
     }
 
     /// Takes a request in, or refuses it when the queue is full or too long for the request's deadline. An empty queue takes a
-    /// request of any size. `running`: the rows of the batch that runs.
-    pub fn push(&mut self, entry: Entry, running: Option<usize>) -> Result<(), Error> {
+    /// request of any size. `running`: the rows of each batch that runs.
+    pub fn push(&mut self, entry: Entry, running: &[usize]) -> Result<(), Error> {
         let (rows, bytes) = (self.rows + entry.weight(), self.bytes + entry.bytes);
         if !self.entries.is_empty() && (rows > self.limits.max_queue_rows || bytes > self.limits.max_queue_bytes) {
             return Err(Error::new(ErrorKind::Overloaded, "the queue is full; try again later"));
         }
-        let is_idle = self.entries.is_empty() && running.is_none();
+        let is_idle = self.entries.is_empty() && running.is_empty();
         let ahead = || {
-            let running = running.map_or(Duration::ZERO, |rows| self.pace.batch(rows));
-            running.saturating_add(self.pace.backlog(rows))
+            let own = self.pace.batch(entry.request.rows.min(self.limits.max_batch_rows));
+            self.pace.running(running).saturating_add(self.pace.backlog(rows).max(own))
         };
         let is_hopeless =
             |deadline: Instant| ahead() > deadline.saturating_duration_since(entry.entered).mul_f64(CERTAIN);
@@ -169,10 +176,13 @@ impl Queue {
     }
 
     /// The next batch: the head, and those behind it that share its bucket and fit. Requests of other buckets keep
-    /// their places; the first of its bucket that does not fit ends the batch, so that none is overtaken by its like.
-    pub fn take(&mut self, now: Instant) -> Vec<Entry> {
+    /// their places; the first of its bucket that does not fit ends the batch, so that none is overtaken by its like. Where several
+    /// run at once, a batch is its share of all rows, those in `running` among them.
+    pub fn take(&mut self, now: Instant, running: &[usize]) -> Vec<Entry> {
         self.drop_head(now);
         self.awaited = None;
+        let all = self.rows + running.iter().sum::<usize>();
+        let most = all.div_ceil(self.limits.instances).min(self.limits.max_batch_rows);
         let Some(head) = self.pop() else { return Vec::new() };
         let mut rows = head.request.rows;
         let mut batch = vec![head];
@@ -185,7 +195,7 @@ impl Queue {
                 self.pop().into_iter().for_each(refuse);
             } else if !batch[0].shares_bucket(entry) {
                 passed_over.extend(self.entries.pop_front());
-            } else if rows + entry.request.rows <= self.limits.max_batch_rows {
+            } else if rows + entry.request.rows <= most {
                 rows += entry.request.rows;
                 batch.extend(self.pop());
             } else {
@@ -242,6 +252,7 @@ mod tests {
 
     const LIMITS: Limits = Limits {
         max_batch_rows: 8,
+        instances: 1,
         max_delay: Duration::ZERO,
         quick: Duration::ZERO,
         max_queue_rows: 1000,
@@ -261,12 +272,12 @@ mod tests {
     }
 
     fn filled(limits: Limits, joins: bool, entries: &[(usize, usize)], now: Instant) -> (Queue, Vec<Answer>) {
-        let mut queue = Queue::new(limits, joins, Pace::new(limits.max_batch_rows, &[]));
+        let mut queue = Queue::new(limits, joins, Pace::new(limits.max_batch_rows, limits.instances, &[]));
         let answers = entries
             .iter()
             .map(|(rows, width)| {
                 let (entry, answer) = entry(*rows, *width, now);
-                queue.push(entry, None).unwrap();
+                queue.push(entry, &[]).unwrap();
                 answer
             })
             .collect();
@@ -277,9 +288,24 @@ mod tests {
     fn a_batch_takes_what_is_there_up_to_the_maximum() {
         let now = Instant::now();
         let (mut queue, _answers) = filled(LIMITS, true, &[(3, 4), (3, 4), (2, 4), (1, 4)], now);
-        assert_eq!(rows(&queue.take(now)), [3, 3, 2]);
-        assert_eq!(rows(&queue.take(now)), [1]);
+        assert_eq!(rows(&queue.take(now, &[])), [3, 3, 2]);
+        assert_eq!(rows(&queue.take(now, &[])), [1]);
         assert!(queue.is_empty() && queue.rows() == 0);
+    }
+
+    #[test]
+    fn batches_that_run_at_once_share_what_is_there() {
+        let now = Instant::now();
+        let limits = Limits { instances: 3, ..LIMITS };
+        let (mut queue, _answers) = filled(limits, true, &[(1, 4); 9], now);
+        assert_eq!(rows(&queue.take(now, &[])), [1; 3]);
+        assert_eq!(rows(&queue.take(now, &[3])), [1; 3]);
+        assert_eq!(rows(&queue.take(now, &[3, 3])), [1; 3]);
+        let (mut queue, _answers) = filled(limits, true, &[(1, 4), (1, 4), (5, 4)], now);
+        assert_eq!(rows(&queue.take(now, &[])), [1, 1], "a third of seven");
+        assert_eq!(rows(&queue.take(now, &[2])), [5], "no request is taken apart");
+        let (mut queue, _answers) = filled(limits, true, &[(1, 4); 40], now);
+        assert_eq!(queue.take(now, &[8, 8]).len(), 8, "and none is larger than allowed");
     }
 
     #[test]
@@ -288,18 +314,18 @@ mod tests {
         let (mut queue, _answers) = filled(LIMITS, true, &[(1, 4), (1, 5), (1, 4), (2, 5)], now);
         let (mut other, _answer) = entry(1, 4, now);
         other.request.outputs = smallvec![1];
-        queue.push(other, None).unwrap();
-        assert_eq!(rows(&queue.take(now)), [1, 1]);
-        assert_eq!(rows(&queue.take(now)), [1, 2]);
-        assert_eq!(rows(&queue.take(now)), [1]);
+        queue.push(other, &[]).unwrap();
+        assert_eq!(rows(&queue.take(now, &[])), [1, 1]);
+        assert_eq!(rows(&queue.take(now, &[])), [1, 2]);
+        assert_eq!(rows(&queue.take(now, &[])), [1]);
     }
 
     #[test]
     fn a_model_without_a_batch_dimension_runs_one_request_after_the_other() {
         let now = Instant::now();
         let (mut queue, _answers) = filled(LIMITS, false, &[(1, 4), (1, 4)], now);
-        assert_eq!(rows(&queue.take(now)), [1]);
-        assert_eq!(rows(&queue.take(now)), [1]);
+        assert_eq!(rows(&queue.take(now, &[])), [1]);
+        assert_eq!(rows(&queue.take(now, &[])), [1]);
     }
 
     #[test]
@@ -308,10 +334,10 @@ mod tests {
         for limits in [Limits { max_queue_rows: 4, ..LIMITS }, Limits { max_queue_bytes: 4 * 4 * 4, ..LIMITS }] {
             let (mut queue, _answers) = filled(limits, true, &[(2, 4), (2, 4)], now);
             let (one_more, _answer) = entry(1, 4, now);
-            assert_eq!(queue.push(one_more, None).unwrap_err().kind(), ErrorKind::Overloaded);
-            assert_eq!(rows(&queue.take(now)), [2, 2]);
+            assert_eq!(queue.push(one_more, &[]).unwrap_err().kind(), ErrorKind::Overloaded);
+            assert_eq!(rows(&queue.take(now, &[])), [2, 2]);
             let (now_it_fits, _answer) = entry(1, 4, now);
-            queue.push(now_it_fits, None).unwrap();
+            queue.push(now_it_fits, &[]).unwrap();
         }
     }
 
@@ -326,7 +352,7 @@ mod tests {
     fn requests_without_rows_take_places_too() {
         let now = Instant::now();
         let (mut queue, _answers) = filled(Limits { max_queue_rows: 2, ..LIMITS }, true, &[(0, 4), (0, 4)], now);
-        assert!(queue.push(entry(0, 4, now).0, None).is_err());
+        assert!(queue.push(entry(0, 4, now).0, &[]).is_err());
     }
 
     #[test]
@@ -336,8 +362,8 @@ mod tests {
         drop(answers.remove(0));
         let (mut late, mut late_answer) = entry(4, 4, now);
         late.request.deadline = Some(now + Duration::from_millis(5));
-        queue.push(late, None).unwrap();
-        assert_eq!(rows(&queue.take(now + Duration::from_millis(5))), [2, 3]);
+        queue.push(late, &[]).unwrap();
+        assert_eq!(rows(&queue.take(now + Duration::from_millis(5), &[])), [2, 3]);
         assert_eq!(late_answer.try_recv().unwrap().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
         assert_eq!(queue.rows(), 0);
     }
@@ -355,7 +381,7 @@ mod tests {
             let _answers: Vec<_> = more
                 .into_iter()
                 .map(|(entry, answer)| {
-                    queue.push(entry, None).unwrap();
+                    queue.push(entry, &[]).unwrap();
                     answer
                 })
                 .collect();
@@ -378,18 +404,34 @@ mod tests {
         let now = Instant::now();
         let (mut queue, _answers) = filled(LIMITS, true, &[(8, 4), (8, 4)], now);
         queue.has_run(8, Duration::from_millis(10), now);
-        let ask = |queue: &mut Queue, milliseconds, running| {
+        let ask = |queue: &mut Queue, milliseconds, running: &[usize]| {
             let (mut entry, _) = entry(8, 4, now);
             entry.request.deadline = Some(now + Duration::from_millis(milliseconds));
             queue.push(entry, running).map_err(|error| error.kind())
         };
         // Two batches before it, and its own: 30 ms.
-        assert_eq!(ask(&mut queue, 37, None), Err(ErrorKind::Overloaded));
-        assert_eq!(ask(&mut queue, 47, Some(8)), Err(ErrorKind::Overloaded));
+        assert_eq!(ask(&mut queue, 37, &[]), Err(ErrorKind::Overloaded));
+        assert_eq!(ask(&mut queue, 47, &[8]), Err(ErrorKind::Overloaded));
         assert_eq!(queue.rows(), 16);
-        assert_eq!(ask(&mut queue, 51, Some(8)), Ok(()));
+        assert_eq!(ask(&mut queue, 51, &[8]), Ok(()));
         queue.clear();
-        assert_eq!(ask(&mut queue, 1, None), Ok(()), "nobody knows better");
+        assert_eq!(ask(&mut queue, 1, &[]), Ok(()), "nobody knows better");
+    }
+
+    #[test]
+    fn what_runs_at_once_makes_others_wait_for_less() {
+        let now = Instant::now();
+        let ask = |milliseconds, running: &[usize]| {
+            let (mut queue, _answers) = filled(Limits { instances: 2, ..LIMITS }, true, &[(8, 4), (8, 4)], now);
+            queue.has_run(8, Duration::from_millis(10), now);
+            let (mut entry, _) = entry(8, 4, now);
+            entry.request.deadline = Some(now + Duration::from_millis(milliseconds));
+            queue.push(entry, running).is_ok()
+        };
+        // The two that wait, at once, and its own: 20 ms.
+        assert!(!ask(24, &[]) && ask(26, &[]));
+        // Two more run before.
+        assert!(!ask(36, &[8, 8]) && ask(39, &[8, 8]));
     }
 
     #[test]
@@ -400,10 +442,10 @@ mod tests {
         assert_eq!(queue.wait_until(now), Some(now + limits.max_delay));
         assert_eq!(queue.wait_until(now + limits.max_delay), None);
         let (other_bucket, _other_answer) = entry(1, 5, now);
-        queue.push(other_bucket, None).unwrap();
+        queue.push(other_bucket, &[]).unwrap();
         assert!(queue.wait_until(now).is_some(), "rows of another bucket do not fill this batch");
         let (last, _last_answer) = entry(1, 4, now);
-        queue.push(last, None).unwrap();
+        queue.push(last, &[]).unwrap();
         assert_eq!(queue.wait_until(now), None);
         assert_eq!(filled(limits, false, &[(1, 4)], now).0.wait_until(now), None, "nobody could join");
     }
@@ -412,13 +454,21 @@ mod tests {
         #[test]
         fn every_request_is_taken_once_in_order_of_its_bucket_and_no_batch_is_too_large(
             entries in prop::collection::vec((0_usize..9, 1_usize..4), 0..40),
+            instances in 1_usize..5,
         ) {
             let now = Instant::now();
-            let (mut queue, answers) = filled(LIMITS, true, &entries, now);
+            let (mut queue, answers) = filled(Limits { instances, ..LIMITS }, true, &entries, now);
             let mut taken: Vec<(usize, usize)> = Vec::new();
+            let mut running = std::collections::VecDeque::new();
             while !queue.is_empty() {
-                let batch = queue.take(now);
-                prop_assert!(rows(&batch).iter().sum::<usize>() <= LIMITS.max_batch_rows || batch.len() == 1);
+                if running.len() == instances {
+                    running.pop_front();
+                }
+                let share = (queue.rows + running.iter().sum::<usize>()).div_ceil(instances);
+                let batch = queue.take(now, running.make_contiguous());
+                let size = rows(&batch).iter().sum::<usize>();
+                prop_assert!(size <= share.min(LIMITS.max_batch_rows) || batch.len() == 1);
+                running.push_back(size);
                 let width = batch[0].request.inputs[0].shape[1];
                 for entry in &batch {
                     prop_assert_eq!(entry.request.inputs[0].shape[1], width);

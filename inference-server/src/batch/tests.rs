@@ -13,7 +13,7 @@ use crate::tensor::{Data, Shape};
 /// Doubles numbers. Each run waits for a permit, and reports its rows.
 struct Doubler {
     signature: Signature,
-    permits: mpsc::Receiver<()>,
+    permits: Mutex<mpsc::Receiver<()>>,
     runs: mpsc::Sender<usize>,
 }
 
@@ -22,9 +22,9 @@ impl Engine for Doubler {
         &self.signature
     }
 
-    fn run(&mut self, inputs: &[Tensor], _outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
+    fn run(&self, inputs: &[Tensor], _outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
         let _ = self.runs.send(inputs[0].rows());
-        let _ = self.permits.recv();
+        let _ = self.permits.lock().unwrap().recv();
         let Data::Fixed(bytes) = &inputs[0].data else { return Err(RunError::Failed("strings".to_owned())) };
         assert!(!bytes.contains(&13), "thirteen makes this engine panic");
         if bytes.contains(&7) {
@@ -57,9 +57,9 @@ impl Held {
     fn new(limits: Limits) -> Self {
         let (permits, receiver) = mpsc::channel();
         let (sender, runs) = mpsc::channel();
-        let engine = Doubler { signature: bytes_signature(), permits: receiver, runs: sender };
+        let engine = Doubler { signature: bytes_signature(), permits: Mutex::new(receiver), runs: sender };
         let counters = Arc::new(Counters::default());
-        let batcher = Batcher::start(Box::new(engine), limits, true, Arc::clone(&counters)).unwrap();
+        let batcher = Batcher::start(Arc::new(engine), limits, true, Arc::clone(&counters)).unwrap();
         Self { batcher: Arc::new(batcher), permits, runs, counters }
     }
 
@@ -97,6 +97,7 @@ impl Held {
 
 const LIMITS: Limits = Limits {
     max_batch_rows: 8,
+    instances: 1,
     max_delay: Duration::ZERO,
     quick: Duration::ZERO,
     max_queue_rows: 6,
@@ -238,6 +239,26 @@ async fn a_closed_batcher_answers_what_waits_and_takes_nothing_more() {
     assert!(!held.batcher.is_alive());
 }
 
+#[tokio::test]
+async fn several_run_at_once_and_share_what_waits() {
+    let held = Held::new(Limits { instances: 2, ..LIMITS });
+    let first = held.send(&[1], None).await;
+    assert_eq!(held.next_run(), 1);
+    let second = held.send(&[2], None).await;
+    assert_eq!(held.next_run(), 1, "beside the first");
+    let mut waiting = Vec::new();
+    for byte in 3..7 {
+        waiting.push(held.send(&[byte], None).await);
+    }
+    assert!(held.runs.try_recv().is_err(), "not a third");
+    (0..6).for_each(|_| held.permit());
+    assert!(held.next_run() <= 3, "half of what is there, the batch that runs among it");
+    for (task, expected) in [first, second].into_iter().chain(waiting).zip([2, 4, 6, 8, 10, 12]) {
+        assert_eq!(elements(&task.await.unwrap().unwrap()), [expected]);
+    }
+    assert!(held.batcher.is_alive());
+}
+
 /// Tells which thread ran how many rows; takes long over nines.
 struct Threads {
     signature: Signature,
@@ -249,7 +270,7 @@ impl Engine for Threads {
         &self.signature
     }
 
-    fn run(&mut self, inputs: &[Tensor], _outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
+    fn run(&self, inputs: &[Tensor], _outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
         let _ = self.runs.send((thread::current().id(), inputs[0].rows()));
         let Data::Fixed(bytes) = &inputs[0].data else { return Err(RunError::Failed("strings".to_owned())) };
         assert!(!bytes.contains(&13), "thirteen makes this engine panic");
@@ -266,7 +287,7 @@ const QUICK: Duration = Duration::from_millis(200);
 fn threads(limits: Limits) -> (Batcher, mpsc::Receiver<(thread::ThreadId, usize)>) {
     let (runs, seen) = mpsc::channel();
     let engine = Threads { signature: bytes_signature(), runs };
-    (Batcher::start(Box::new(engine), limits, true, Arc::new(Counters::default())).unwrap(), seen)
+    (Batcher::start(Arc::new(engine), limits, true, Arc::new(Counters::default())).unwrap(), seen)
 }
 
 fn asking(elements: &[u8]) -> Request {
@@ -278,7 +299,7 @@ fn asking(elements: &[u8]) -> Request {
 /// Asks, and waits until whoever ran it has learned from it.
 async fn ask(batcher: &Batcher, elements: &[u8]) -> Result<Vec<Tensor>, Error> {
     let answer = batcher.run(asking(elements)).await;
-    while batcher.shared.lock().running.is_some() {
+    while !batcher.shared.lock().running.is_empty() {
         tokio::task::yield_now().await;
     }
     answer
@@ -328,8 +349,15 @@ async fn a_batch_that_panics_in_the_place_of_the_worker_fails_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nobody_is_forgotten_between_helpers_and_the_worker() {
-    let limits = Limits { quick: Duration::from_micros(100), max_queue_rows: 10_000, ..LIMITS };
+async fn nobody_is_forgotten_between_helpers_and_the_workers() {
+    for instances in [1, 3] {
+        for quick in [Duration::ZERO, Duration::from_micros(100)] {
+            many_come_and_go(Limits { instances, quick, max_queue_rows: 10_000, ..LIMITS }).await;
+        }
+    }
+}
+
+async fn many_come_and_go(limits: Limits) {
     let (batcher, seen) = threads(limits);
     let batcher = Arc::new(batcher);
     let tasks: Vec<_> = (0..64_u8)
@@ -352,4 +380,10 @@ async fn nobody_is_forgotten_between_helpers_and_the_worker() {
         task.await.unwrap();
     }
     assert!(seen.try_iter().count() > 0);
+    // Whoever ran the last may still be learning from it.
+    while !batcher.shared.lock().running.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let state = batcher.shared.lock();
+    assert!(state.queue.is_empty() && state.woken <= state.waiting);
 }

@@ -1,7 +1,6 @@
-//! Who runs batches: the worker thread, or in its place whoever brought one that is quick.
+//! Who runs batches: the worker threads, or in its place whoever brought one that is quick.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use tracing::error;
@@ -16,7 +15,7 @@ use crate::tensor::Tensor;
 /// Batches that a helper runs one after the other before the worker takes over: it has its own work, too.
 const HELPED: usize = 4;
 
-/// The worker: runs batches until the queue is closed and empty.
+/// A worker: runs batches until the queue is closed and empty.
 pub(super) fn run(shared: &Shared) {
     let _closing = CloseOnExit(shared);
     while let Some(turn) = next(shared) {
@@ -24,7 +23,7 @@ pub(super) fn run(shared: &Shared) {
     }
 }
 
-/// Whatever ends the thread, nobody waits for it afterwards.
+/// Whatever ends a thread, nobody waits for it afterwards.
 struct CloseOnExit<'a>(&'a Shared);
 
 impl Drop for CloseOnExit<'_> {
@@ -35,11 +34,11 @@ impl Drop for CloseOnExit<'_> {
     }
 }
 
-/// Runs what waits as long as it is quick, and leaves the rest to the worker.
+/// Runs what waits as long as it is quick, and leaves the rest to the workers.
 pub(super) fn help(shared: &Shared) {
     for _ in 0..HELPED {
         let mut state = shared.lock();
-        if state.running.is_some() || state.is_closed || !state.is_quick() {
+        if !state.has_place() || state.is_closed || !state.is_quick() {
             return shared.wake_worker(state);
         }
         let Some(turn) = Turn::take(shared, &mut state, Instant::now()) else { return };
@@ -54,52 +53,46 @@ fn next(shared: &Shared) -> Option<Turn<'_>> {
     loop {
         let now = Instant::now();
         let until = if state.is_closed { None } else { state.queue.wait_until(now) };
-        if let Some(until) = until {
-            state.is_worker_waiting = true;
-            state = shared.wake.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
-            state.is_worker_waiting = false;
-            continue;
-        }
-        if state.running.is_none() {
+        if until.is_none() && state.has_place() {
             if let Some(turn) = Turn::take(shared, &mut state, now) {
+                // What it leaves is for the others.
+                shared.wake_worker(state);
                 return Some(turn);
             }
             if state.is_closed {
                 return None;
             }
         }
-        state.is_worker_waiting = true;
-        state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-        state.is_worker_waiting = false;
+        state = shared.wait(state, until.map(|until| until - now));
     }
 }
 
-/// A batch that was taken, and the right to run it: nobody else runs one until this is dropped.
+/// A batch that was taken, and the right to run it: a place among those that run until this is dropped.
 struct Turn<'a> {
     shared: &'a Shared,
     batch: Vec<Entry>,
+    rows: usize,
     /// The bytes and the time of the batch, once it has run.
     ran: Option<(usize, Duration)>,
 }
 
 impl<'a> Turn<'a> {
     fn take(shared: &'a Shared, state: &mut State, now: Instant) -> Option<Self> {
-        let batch = state.queue.take(now);
+        let batch = state.queue.take(now, &state.running);
         shared.counters.set_queued_rows(state.queue.rows());
         if batch.is_empty() {
             return None;
         }
-        state.running = Some(batch.iter().map(|entry| entry.request.rows).sum());
-        Some(Self { shared, batch, ran: None })
+        let rows = batch.iter().map(|entry| entry.request.rows).sum();
+        state.running.push(rows);
+        Some(Self { shared, batch, rows, ran: None })
     }
 
     fn run(mut self) {
         let batch = std::mem::take(&mut self.batch);
         let bytes = batch.iter().map(|entry| entry.bytes).sum();
         let start = Instant::now();
-        let mut engine = self.shared.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        answer(engine.as_mut(), batch, self.shared);
-        drop(engine);
+        answer(self.shared.engine.as_ref(), batch, self.shared);
         self.ran = Some((bytes, start.elapsed()));
     }
 }
@@ -107,11 +100,14 @@ impl<'a> Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        let rows = state.running.take().unwrap_or_default();
+        // Batches of as many rows are alike.
+        if let Some(place) = state.running.iter().position(|rows| *rows == self.rows) {
+            state.running.swap_remove(place);
+        }
         match self.ran {
             Some((bytes, took)) => {
                 state.quick.learn(bytes, took);
-                state.queue.has_run(rows, took, Instant::now());
+                state.queue.has_run(self.rows, took, Instant::now());
             }
             // A panic: whoever runs it does not get to look after the rest.
             None => self.shared.wake_worker(state),
@@ -119,7 +115,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-fn answer(engine: &mut dyn Engine, batch: Vec<Entry>, shared: &Shared) {
+fn answer(engine: &dyn Engine, batch: Vec<Entry>, shared: &Shared) {
     let start = Instant::now();
     for entry in &batch {
         shared.counters.queue_wait.record(start - entry.entered);
@@ -156,7 +152,7 @@ fn answer(engine: &mut dyn Engine, batch: Vec<Entry>, shared: &Shared) {
 }
 
 /// The answers of a batch in its order, or `None` when it cannot be run together.
-fn together(engine: &mut dyn Engine, batch: &[Entry]) -> Option<Vec<Vec<Tensor>>> {
+fn together(engine: &dyn Engine, batch: &[Entry]) -> Option<Vec<Vec<Tensor>>> {
     let first = &batch.first()?.request;
     let inputs = (0..first.inputs.len())
         .map(|input| rows::join(&batch.iter().map(|entry| &entry.request.inputs[input]).collect::<Vec<_>>()))
@@ -173,7 +169,7 @@ fn together(engine: &mut dyn Engine, batch: &[Entry]) -> Option<Vec<Vec<Tensor>>
 }
 
 /// A panic inside the engine fails the batch that caused it, not the server.
-fn guarded(engine: &mut dyn Engine, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
+fn guarded(engine: &dyn Engine, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
     catch_unwind(AssertUnwindSafe(|| engine.run(inputs, outputs))).unwrap_or_else(|_| {
         error!("the engine panicked; the requests of this batch failed");
         Err(RunError::Failed("the runtime stopped unexpectedly".to_owned()))

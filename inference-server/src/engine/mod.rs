@@ -1,11 +1,13 @@
 //! What runs a model: the one trait between the server and a runtime.
 //!
-//! An engine is owned by one thread and runs one batch after the other. It knows nothing of requests, queues or
-//! protocols; it is given complete input tensors in the order of its signature.
+//! An engine runs a batch for whoever asks, for several at once. It knows nothing of requests, queues or protocols; it is
+//! given complete input tensors in the order of its signature.
 
 mod elements;
 mod inspect;
+mod mapped;
 mod onnx;
+mod skeleton;
 mod zipmap;
 
 use std::collections::HashMap;
@@ -14,9 +16,12 @@ use std::path::Path;
 use ortolan_protocol::failure::{Failure, FailureReason};
 use ortolan_protocol::oip::{Datatype, TensorMetadata};
 use smallvec::SmallVec;
+use tracing::{debug, warn};
 
 use crate::inside::Inside;
 use crate::tensor::Tensor;
+
+use skeleton::Skeleton;
 
 pub use onnx::{OnnxEngine, initialize};
 
@@ -24,13 +29,13 @@ pub use onnx::{OnnxEngine, initialize};
 pub type Outputs = SmallVec<[usize; 4]>;
 
 /// Runs a model.
-pub trait Engine: Send {
+pub trait Engine: Send + Sync {
     /// What the model takes and gives.
     fn signature(&self) -> &Signature;
 
     /// Runs the model once. `inputs`: one tensor per input of the signature, in its order. The answer has one tensor
     /// per entry of `outputs`, in that order.
-    fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError>;
+    fn run(&self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError>;
 }
 
 /// Why a run failed.
@@ -138,13 +143,37 @@ pub fn data_files(path: &Path) -> Vec<Inside> {
     inspect::data_files(path)
 }
 
-/// Reads a model file: checks it, then builds an engine that runs on `threads` threads. `companions`: the other files that it may
-/// name.
-pub fn load(path: &Path, companions: &[Inside], threads: usize) -> Result<OnnxEngine, Failure> {
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Loading {
+    /// Threads for one batch.
+    pub threads: usize,
+    /// Batches that run at once.
+    pub instances: usize,
+    /// Whether nobody else writes to the model's files: weights may then stay in them, instead of in this process's own memory.
+    pub is_ours: bool,
+    /// Weights of at least so many bytes are mapped from the file.
+    pub mapped: u64,
+}
+
+impl Loading {
+    /// Smaller weights are copied: each that is mapped takes whole pages, and lies where the file has it, whatever its operators like.
+    pub const MAPPED: u64 = 1 << 16;
+}
+
+/// Reads a model file: checks it, then builds an engine that runs it. `companions`: the other files that it may name.
+pub fn load(path: &Path, companions: &[Inside], loading: Loading) -> Result<OnnxEngine, Failure> {
+    let folder = path.parent().unwrap_or(Path::new(""));
     let engine = match look_at(path, companions)? {
-        Some((model, labels)) => OnnxEngine::load(onnx::From::Memory { model: &model, labels }, threads)?,
-        None => OnnxEngine::load(onnx::From::File(path), threads)?,
+        Some((model, labels)) => OnnxEngine::load(onnx::From::Memory { model: &model, folder, labels }, loading)?,
+        None => match mapped(path, loading) {
+            Some(engine) => engine,
+            None => OnnxEngine::load(onnx::From::File(path), loading)?,
+        },
     };
+    if !loading.is_ours {
+        detach(folder, companions);
+    }
     let signature = engine.signature();
     if signature.inputs.is_empty() || signature.outputs.is_empty() {
         return Err(Failure {
@@ -153,6 +182,31 @@ pub fn load(path: &Path, companions: &[Inside], threads: usize) -> Result<OnnxEn
         });
     }
     Ok(engine)
+}
+
+/// What of a model's other files is still mapped becomes this process's own.
+fn detach(folder: &Path, companions: &[Inside]) {
+    for name in companions {
+        if let Err(error) = folder.join(name).canonicalize().and_then(|file| mapped::detach(&file)) {
+            warn!(%error, "weights stay in a file that others may write to");
+        }
+    }
+}
+
+/// An engine whose large weights are mapped from the file. `None` where that does not work or gains nothing; the file is then
+/// loaded as a whole, and is what a failure is about.
+fn mapped(path: &Path, loading: Loading) -> Option<OnnxEngine> {
+    let Skeleton { model, folder, file } = Skeleton::of(path, loading.mapped)?;
+    let engine = OnnxEngine::load(onnx::From::Skeleton { model: &model, folder: &folder }, loading)
+        .inspect_err(|failure| debug!(failure.message, "the model cannot be loaded with its weights mapped"))
+        .ok()?;
+    if !loading.is_ours
+        && let Err(error) = mapped::detach(&file)
+    {
+        debug!(%error, "what is mapped of the model's file cannot be replaced");
+        return None;
+    }
+    Some(engine)
 }
 
 #[cfg(test)]

@@ -3,21 +3,26 @@
 //! The runtime is a shared library, loaded when the server starts: its official build is used as it is, and our binary
 //! stays small. No execution provider but the CPU's, and no custom operator library, can be reached from a model.
 
+use std::ffi::{CString, NulError};
 use std::path::Path;
+use std::ptr::{self, NonNull};
 use std::sync::{Mutex, PoisonError};
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue, SessionOutputs};
-use ort::value::{Outlet, ValueType};
-use ort::{Error as OrtError, ErrorCode, LoadDynamicError};
+use ort::session::{Session, SessionInputValue};
+use ort::value::{DynValue, Outlet, ValueType};
+use ort::{AsPointer, Error as OrtError, ErrorCode, LoadDynamicError};
 use ortolan_protocol::failure::{Failure, FailureReason};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use tracing::debug;
 
-use super::{Dimension, Engine, Labels, RunError, Signature, TensorSpec, elements};
+use super::{Dimension, Engine, Labels, Loading, RunError, Signature, TensorSpec, elements};
 use crate::tensor::Tensor;
+
+/// Where a model that is given as bytes has the files that it names.
+const FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// The process's one runtime environment; it must outlive every session.
 static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
@@ -44,10 +49,19 @@ fn environment(library: Option<&Path>) -> Result<Environment, Failure> {
 pub(super) enum From<'m> {
     /// In a file, as it was fetched.
     File(&'m Path),
+    /// In memory, but for weights that lie in files.
+    Skeleton {
+        /// The model's bytes.
+        model: &'m [u8],
+        /// The folder of those files.
+        folder: &'m str,
+    },
     /// In memory, after it was changed.
     Memory {
         /// The model's bytes.
         model: &'m [u8],
+        /// The folder of the files that it names.
+        folder: &'m Path,
         /// The names of classes that it does not tell any more.
         labels: Labels,
     },
@@ -57,13 +71,15 @@ pub(super) enum From<'m> {
 pub struct OnnxEngine {
     session: Session,
     signature: Signature,
+    input_names: Vec<CString>,
+    output_names: Vec<CString>,
 }
 
 impl OnnxEngine {
-    /// Builds a session. [`initialize`] comes before. `threads`: for one operator; operators run one after the other.
-    pub(super) fn load(from: From<'_>, threads: usize) -> Result<Self, Failure> {
+    /// Builds a session. [`initialize`] comes before.
+    pub(super) fn load(from: From<'_>, loading: Loading) -> Result<Self, Failure> {
         let environment = environment(None)?;
-        let session = build(&environment, &from, threads).map_err(|error| load_failure(&error))?;
+        let session = build(&environment, &from, threads(loading)).map_err(|error| load_failure(&error))?;
         let mut signature =
             Signature { inputs: specs(session.inputs(), "input")?, outputs: specs(session.outputs(), "output")? };
         if let From::Memory { mut labels, .. } = from {
@@ -71,8 +87,50 @@ impl OnnxEngine {
                 output.labels = labels.remove(&output.name).unwrap_or_default();
             }
         }
-        Ok(Self { session, signature })
+        let (input_names, output_names) = (names(&signature.inputs)?, names(&signature.outputs)?);
+        Ok(Self { session, signature, input_names, output_names })
     }
+
+    /// One run of the session, by the runtime's own function: that of its bindings wants the session for itself, as not all execution
+    /// providers can do several runs at once. The CPU's can, and there is no other here (ADR 15).
+    #[allow(unsafe_code)] // a foreign function
+    fn call(&self, inputs: &[SessionInputValue<'_>], outputs: &[usize]) -> ort::Result<SmallVec<[DynValue; 4]>> {
+        let input_names: SmallVec<[_; 4]> = self.input_names.iter().map(|name| name.as_ptr()).collect();
+        let given: SmallVec<[_; 4]> = inputs.iter().map(|value| value.ptr()).collect();
+        let output_names: SmallVec<[_; 4]> = outputs.iter().map(|index| self.output_names[*index].as_ptr()).collect();
+        let mut found: SmallVec<[_; 4]> = smallvec![ptr::null_mut(); outputs.len()];
+        assert_eq!(input_names.len(), given.len(), "as many inputs as the signature has");
+        // SAFETY: every list is as long as is said, and names and values live until it returns. The runtime changes neither the session
+        // (whose type says otherwise) nor the inputs.
+        unsafe {
+            OrtError::result_from_status((ort::api().Run)(
+                self.session.ptr().cast_mut(),
+                ptr::null(),
+                input_names.as_ptr(),
+                given.as_ptr(),
+                given.len(),
+                output_names.as_ptr(),
+                output_names.len(),
+                found.as_mut_ptr(),
+            ))
+        }?;
+        // SAFETY: the runtime has put a value of ours in each place, made with the session's allocator.
+        let owned = |value| unsafe { DynValue::from_ptr(value, Some(self.session.allocator())) };
+        Ok(found.into_iter().filter_map(NonNull::new).map(owned).collect())
+    }
+}
+
+/// The threads of all operators together: each batch has one of its own, which is the caller's, and the others are common.
+fn threads(loading: Loading) -> usize {
+    1 + loading.instances * (loading.threads - 1)
+}
+
+fn names(specs: &[TensorSpec]) -> Result<Vec<CString>, Failure> {
+    specs
+        .iter()
+        .map(|spec| CString::new(spec.name.as_str()))
+        .collect::<Result<_, NulError>>()
+        .map_err(|_| unsupported("the model has an input or output whose name has a zero byte".to_owned()))
 }
 
 impl Engine for OnnxEngine {
@@ -80,28 +138,13 @@ impl Engine for OnnxEngine {
         &self.signature
     }
 
-    fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
+    fn run(&self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RunError> {
         let values =
             inputs.iter().map(elements::to_value).collect::<Result<SmallVec<[SessionInputValue<'_>; 4]>, _>>()?;
+        let found = self.call(&values, outputs).map_err(|error| run_error(&error))?;
         let specs = &self.signature.outputs;
-        if outputs.iter().copied().eq(0..specs.len()) {
-            let found = self.session.run(values.as_slice()).map_err(|error| run_error(&error))?;
-            return extract(&found, outputs, specs);
-        }
-        let selector =
-            outputs.iter().fold(OutputSelector::no_default(), |selector, index| selector.with(&specs[*index].name));
-        let options = RunOptions::new().map_err(|error| run_error(&error))?.with_outputs(selector);
-        let found = self.session.run_with_options(values.as_slice(), &options).map_err(|error| run_error(&error))?;
-        extract(&found, outputs, specs)
+        outputs.iter().zip(&found).map(|(index, value)| elements::from_value(value, specs[*index].datatype)).collect()
     }
-}
-
-fn extract(found: &SessionOutputs<'_>, outputs: &[usize], specs: &[TensorSpec]) -> Result<Vec<Tensor>, RunError> {
-    outputs
-        .iter()
-        .zip(found.values())
-        .map(|(index, value)| elements::from_value(&value, specs[*index].datatype))
-        .collect()
 }
 
 fn build(environment: &Environment, from: &From<'_>, threads: usize) -> ort::Result<Session> {
@@ -114,7 +157,11 @@ fn build(environment: &Environment, from: &From<'_>, threads: usize) -> ort::Res
         .with_optimization_level(GraphOptimizationLevel::All)?;
     match from {
         From::File(path) => builder.commit_from_file(path),
-        From::Memory { model, .. } => builder.commit_from_memory(model),
+        From::Skeleton { model, folder } => builder.with_config_entry(FOLDER, folder)?.commit_from_memory(model),
+        From::Memory { model, folder, .. } => match folder.to_str() {
+            Some(folder) if !folder.is_empty() => builder.with_config_entry(FOLDER, folder)?.commit_from_memory(model),
+            _ => builder.commit_from_memory(model),
+        },
     }
 }
 

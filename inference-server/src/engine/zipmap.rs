@@ -223,12 +223,12 @@ fn put_varint(message: &mut Vec<u8>, mut value: u64) {
     message.push(value.to_le_bytes()[0]);
 }
 
-fn put_number(message: &mut Vec<u8>, field: u64, value: u64) {
+pub(super) fn put_number(message: &mut Vec<u8>, field: u64, value: u64) {
     put_varint(message, field << 3);
     put_varint(message, value);
 }
 
-fn put(message: &mut Vec<u8>, field: u64, value: &[u8]) {
+pub(super) fn put(message: &mut Vec<u8>, field: u64, value: &[u8]) {
     put_varint(message, field << 3 | 2);
     put_varint(message, value.len() as u64);
     message.extend_from_slice(value);

@@ -12,6 +12,7 @@ pub(super) async fn fetch(path: &Path, wanted: &Wanted<'_>) -> Result<Fetched, F
     let (path, max_bytes, data_files) = (path.to_owned(), wanted.max_bytes, wanted.data_files);
     let (path, kind) = blocking(move || {
         let path = if path.is_dir() { model_in(&path)? } else { path };
+        let path = in_real_folder(&path).unwrap_or(path);
         let kind = Kind::of(&path)?;
         Ok((path, kind))
     })
@@ -31,6 +32,12 @@ pub(super) async fn fetch(path: &Path, wanted: &Wanted<'_>) -> Result<Fetched, F
         return Err(failure(FailureReason::DigestMismatch, "the archive with the model changed while it was unpacked"));
     }
     Ok(Fetched { digest: content.sha256, ..fetched })
+}
+
+/// The same file without links on the way to it: what lies beside it is looked for by us and by the runtime, in one and the same folder.
+fn in_real_folder(path: &Path) -> Option<PathBuf> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Some(folder.canonicalize().ok()?.join(path.file_name()?))
 }
 
 fn model_in(folder: &Path) -> Result<PathBuf, Failure> {

@@ -68,7 +68,14 @@ impl Package {
 pub(super) fn read(path: &Path, max_bytes: u64, data_files: DataFiles) -> Result<Fetched, Failure> {
     let mut package = Package::of(path.to_owned(), file::read(path, max_bytes)?);
     let folder = path.parent().unwrap_or(Path::new(""));
-    for name in data_files(path) {
+    let names = data_files(path);
+    if !names.is_empty() && path.is_symlink() {
+        return Err(failure(
+            FailureReason::SourceInvalid,
+            "the model's file is a link, and it keeps data in files beside it, which are not looked for elsewhere: name the file itself",
+        ));
+    }
+    for name in names {
         if !is_there(folder, &name)? {
             continue;
         }

@@ -10,7 +10,8 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use bytes::Bytes;
 use clap::Parser;
 use ortolan_server::config::{Arguments, Command, Config};
-use ortolan_server::fetch::{Access, Digest, Fetched, Retries, Source, Wanted, fetch};
+use ortolan_server::fetch::{Fetched, Source, Wanted, fetch};
+use ortolan_server::load::Plan;
 use ortolan_server::serving::Server;
 use ortolan_server::{engine, http, load};
 use serde_json::Value;
@@ -67,15 +68,7 @@ pub fn empty_server(name: &str, flags: &[&str]) -> Arc<Server> {
 
 /// A file as the server fetches it.
 pub async fn fetched(path: &Path) -> Fetched {
-    let wanted = Wanted {
-        digest: Digest::Any,
-        max_bytes: 1 << 20,
-        cache: Path::new("unused"),
-        retries: Retries::default(),
-        access: Access::default(),
-        data_files: engine::data_files,
-        tell: &|_| {},
-    };
+    let wanted = Wanted::anything(Path::new("unused"), 1 << 20, engine::data_files);
     fetch(&Source::File(path.to_owned()), &wanted).await.unwrap()
 }
 
@@ -84,8 +77,7 @@ pub async fn server(name: &str, flags: &[&str]) -> Arc<Server> {
     let config = config(name, flags);
     engine::initialize(&config.onnxruntime).unwrap();
     let server = Arc::new(Server::new(&config, Instant::now()));
-    let loaded =
-        load::load(fetched(&model(name)).await, config.threads, config.batching, Arc::clone(server.counters())).await;
+    let loaded = load::load(fetched(&model(name)).await, Plan::from(&config), Arc::clone(server.counters())).await;
     server.loaded(loaded.unwrap());
     server
 }

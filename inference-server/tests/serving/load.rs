@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
 use ortolan_server::fetch::Fetched;
+use ortolan_server::load::Plan;
 use ortolan_server::serving::Model;
 use ortolan_server::stats::Counters;
 use ortolan_server::{engine, load};
@@ -17,8 +18,8 @@ async fn loaded(path: &Path) -> Result<Model, Failure> {
 
 async fn load_fetched(fetched: Fetched) -> Result<Model, Failure> {
     engine::initialize(&runtime_library()).unwrap();
-    let batching = config("mlp", &[]).batching;
-    load::load(fetched, 1, batching, Arc::new(Counters::default())).await
+    let config = config("mlp", &[]);
+    load::load(fetched, Plan::from(&config), Arc::new(Counters::default())).await
 }
 
 #[tokio::test]

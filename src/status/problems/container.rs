@@ -32,7 +32,7 @@ pub(super) fn out_of_memory(subject: &Subject<'_>) -> Option<Problem> {
         Some(Loading { model_bytes, used_bytes }) => {
             let (model, used) = (mebibytes(model_bytes), mebibytes(used_bytes));
             let when = format!(
-                " while it loaded the model, whose {model} MiB take about twice that meanwhile; when last measured, {used} MiB were \
+                " while it loaded the model, whose {model} MiB take up to twice that meanwhile; when last measured, {used} MiB were \
                  used"
             );
             (when, format!("Raise spec.server.resources.limits.memory to {}Mi or more", 2 * model + BESIDE_THE_MODEL))

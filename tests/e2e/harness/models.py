@@ -50,8 +50,11 @@ class ModelStore:
         self.server.server_close()
 
 
-def heavy(width: int, layers: int) -> bytes:
-    """An ONNX graph `x` [batch, 64] → `y` [batch, 10] that multiplies by one `width`² matrix `layers` times, FP32."""
+def heavy(width: int, layers: int, in_nodes: bool = False) -> bytes:
+    """An ONNX graph `x` [batch, 64] → `y` [batch, 10] that multiplies by one `width`² matrix `layers` times, FP32.
+
+    `in_nodes`: its weights are values of nodes, which cannot stay in the file while it is loaded.
+    """
     random = np.random.default_rng(7)
 
     def weights(name, *shape):
@@ -62,12 +65,15 @@ def heavy(width: int, layers: int) -> bytes:
         nodes.append(helper.make_node("MatMul", [f"h{layer}", "middle"], [f"m{layer}"]))
         nodes.append(helper.make_node("Relu", [f"m{layer}"], [f"h{layer + 1}"]))
     nodes.append(helper.make_node("MatMul", [f"h{layers}", "last"], ["y"]))
+    tensors = [weights("first", 64, width), weights("middle", width, width), weights("last", width, 10)]
+    if in_nodes:
+        nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors] + nodes
     graph = helper.make_graph(
         nodes,
         "heavy",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])],
-        [weights("first", 64, width), weights("middle", width, width), weights("last", width, 10)],
+        [] if in_nodes else tensors,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 use ortolan_server::engine;
-use ortolan_server::fetch::{Access, Digest, Retries, Source, Wanted, fetch};
+use ortolan_server::fetch::{Source, Wanted, fetch};
 use tokio::runtime::Runtime;
 
 fn runtime() -> &'static Runtime {
@@ -28,15 +28,7 @@ fuzz_target!(|content: &[u8]| {
     let (file, cache) = (place.path().join("it"), place.path().join("cache"));
     fs::write(&file, content).expect("room for a file");
     fs::create_dir(&cache).expect("room for a folder");
-    let wanted = Wanted {
-        digest: Digest::Any,
-        max_bytes: 1 << 20,
-        cache: &cache,
-        retries: Retries::default(),
-        access: Access::default(),
-        data_files: engine::data_files,
-        tell: &|_| {},
-    };
+    let wanted = Wanted::anything(&cache, 1 << 20, engine::data_files);
     match runtime().block_on(fetch(&Source::File(file.clone()), &wanted)) {
         Ok(fetched) => {
             assert!(fetched.path == file || fetched.path.starts_with(&cache));

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use clap::Parser;
 use http_body_util::BodyExt;
 use ortolan_server::config::{Arguments, Command, Config};
-use ortolan_server::fetch::{Access, Digest, Retries, Source, Wanted, fetch};
+use ortolan_server::fetch::{Source, Wanted, fetch};
+use ortolan_server::load::Plan;
 use ortolan_server::serving::Server;
 use ortolan_server::{engine, load};
 use tokio::runtime::{Builder, Runtime};
@@ -59,15 +60,9 @@ async fn server(model: &str) -> Arc<Server> {
     let config = Config::try_from(*arguments).expect("good settings");
     engine::initialize(&config.onnxruntime).expect("the runtime");
     let server = Arc::new(Server::new(&config, Instant::now()));
-    let wanted = Wanted {
-        digest: Digest::Any,
-        max_bytes: 1 << 20,
-        cache: Path::new("unused"),
-        retries: Retries::default(),
-        access: Access::default(),
-    };
+    let wanted = Wanted::anything(Path::new("unused"), 1 << 20, engine::data_files);
     let fetched = fetch(&Source::File(file), &wanted).await.expect("a file");
     let counters = Arc::clone(server.counters());
-    server.loaded(load::load(fetched, config.threads, config.batching, counters).await.expect("a model"));
+    server.loaded(load::load(fetched, Plan::from(&config), counters).await.expect("a model"));
     server
 }
