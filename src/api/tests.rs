@@ -81,11 +81,18 @@ fn the_specs_of_the_readme_pass() {
     }
 }
 
+/// Each spec is refused, with these words in the message.
+fn are_refused(cases: impl IntoIterator<Item = (Value, &'static str)>) {
+    for (spec, words) in cases {
+        let message = refused(&spec);
+        assert!(message.contains(words), "{spec} was answered {message:?}, expected words about {words:?}");
+    }
+}
+
 #[test]
 fn what_is_refused_says_what_was_expected() {
     let latency = |target: &str| json!({"maxReplicas": 4, "latency": {"target": target}});
-    let resources = |requests: Value, limits: Value| json!({"resources": {"requests": requests, "limits": limits}});
-    for (spec, words) in [
+    are_refused([
         (with("model.uri", json!("models/digits.onnx")), "must be https://HOST/PATH"),
         (with("model.uri", json!("ftp://models.example.org/digits.onnx")), "must be https://HOST/PATH"),
         (with("model.uri", json!("pvc://claim-only")), "pvc://CLAIM/PATH"),
@@ -107,6 +114,25 @@ fn what_is_refused_says_what_was_expected() {
             "credentialsSecret is for models that are fetched over the network",
         ),
         (with("model.version", json!("a b")), "version must be 1 to 63"),
+        (with("model.sha256", json!("abc")), "64 lower-case hexadecimal digits"),
+        (with("model.sha256", json!("A".repeat(64))), "64 lower-case hexadecimal digits"),
+        (with("rollout.progressDeadline", json!("0s")), "progressDeadline must be a duration from 1s to 1440m"),
+        (with("scaling", latency("soon")), "target must be a duration above zero"),
+        (with("scaling", latency("0ms")), "target must be a duration above zero"),
+        (with("scaling", json!({"latency": {"target": "50ms"}})), "latency and maxReplicas go together"),
+        (with("scaling", json!({"maxReplicas": 3})), "latency and maxReplicas go together"),
+        (
+            with("scaling", json!({"minReplicas": 5, "maxReplicas": 4, "latency": {"target": "1s"}})),
+            "minReplicas must not be above",
+        ),
+        (json!({"model": {"uri": "https://h/m"}, "replicas": 2, "scaling": latency("1s")}), "remove one of the two"),
+    ]);
+}
+
+#[test]
+fn servers_that_cannot_be_made_are_refused() {
+    let resources = |requests: Value, limits: Value| json!({"resources": {"requests": requests, "limits": limits}});
+    are_refused([
         (with("server", json!({"serviceAccountName": "-"})), "serviceAccountName must be a ServiceAccount's name"),
         (with("server", json!({"apiKeysSecret": "Keys"})), "apiKeysSecret must be a Secret's name"),
         (
@@ -128,8 +154,6 @@ fn what_is_refused_says_what_was_expected() {
             with("server", json!({"responseCache": "1Gi", "resources": {"limits": {"memory": "1024Mi"}}})),
             "responseCache must be below resources.limits.memory",
         ),
-        (with("model.sha256", json!("abc")), "64 lower-case hexadecimal digits"),
-        (with("model.sha256", json!("A".repeat(64))), "64 lower-case hexadecimal digits"),
         (with("server.batching.maxDelay", json!("fast")), "maxDelay must be a duration"),
         (with("server.batching.maxDelay", json!("20s")), "from 0s to 10s"),
         (with("server", resources(json!({"cpu": "lots"}), json!({}))), "cpu must be a positive quantity"),
@@ -140,20 +164,7 @@ fn what_is_refused_says_what_was_expected() {
             "requests.memory must not be above",
         ),
         (with("server.loadTimeout", json!("1h")), "loadTimeout must be a duration from 1s to 1440m"),
-        (with("rollout.progressDeadline", json!("0s")), "progressDeadline must be a duration from 1s to 1440m"),
-        (with("scaling", latency("soon")), "target must be a duration above zero"),
-        (with("scaling", latency("0ms")), "target must be a duration above zero"),
-        (with("scaling", json!({"latency": {"target": "50ms"}})), "latency and maxReplicas go together"),
-        (with("scaling", json!({"maxReplicas": 3})), "latency and maxReplicas go together"),
-        (
-            with("scaling", json!({"minReplicas": 5, "maxReplicas": 4, "latency": {"target": "1s"}})),
-            "minReplicas must not be above",
-        ),
-        (json!({"model": {"uri": "https://h/m"}, "replicas": 2, "scaling": latency("1s")}), "remove one of the two"),
-    ] {
-        let message = refused(&spec);
-        assert!(message.contains(words), "{spec} was answered {message:?}, expected words about {words:?}");
-    }
+    ]);
 }
 
 #[test]
@@ -170,7 +181,7 @@ fn what_is_told_of_requests_goes_to_an_endpoint_and_is_a_fraction() {
     ] {
         assert_eq!(refused(&spec), "", "{spec}");
     }
-    for (spec, words) in [
+    are_refused([
         (tracing("collector:4318", "1"), "the endpoint must be http://HOST:PORT"),
         (tracing("ftp://collector", "1"), "the endpoint must be http://HOST:PORT"),
         (tracing("http://collector/?token=word", "1"), "the endpoint must be http://HOST:PORT"),
@@ -180,10 +191,7 @@ fn what_is_told_of_requests_goes_to_an_endpoint_and_is_a_fraction() {
         (tracing("http://collector", "-0.5"), "sampleRatio must be a fraction from 0 to 1"),
         (tracing("http://collector", "5%"), "sampleRatio must be a fraction from 0 to 1"),
         (log(".5"), "sampleRatio must be a fraction from 0 to 1"),
-    ] {
-        let message = refused(&spec);
-        assert!(message.contains(words), "{spec} was answered {message:?}, expected words about {words:?}");
-    }
+    ]);
     let float = with("server.requestLog", json!({"sampleRatio": 0.5}));
     assert!(object(&float).is_err(), "floats do not survive every client");
 }
@@ -202,7 +210,7 @@ fn an_object_that_nobody_has_looked_at_yet_says_so() {
 fn what_would_reach_beyond_the_namespace_is_no_scheduling() {
     let toleration = |toleration: Value| with("scheduling.tolerations", json!([toleration]));
     let spread = |key: &str| with("scheduling.spread", json!([{"topologyKey": key}]));
-    for (spec, words) in [
+    are_refused([
         (with("scheduling.nodeSelector", json!({"a/b/c": "x"})), "key of nodeSelector must be a node's label"),
         (with("scheduling.nodeSelector", json!({"Zone.Example/a": "x"})), "key of nodeSelector must be a node's label"),
         (with("scheduling.nodeSelector", json!({"a": "x y"})), "value of nodeSelector must be a label's"),
@@ -224,10 +232,7 @@ fn what_would_reach_beyond_the_namespace_is_no_scheduling() {
             toleration(json!({"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"})),
             "only not-ready and unreachable",
         ),
-    ] {
-        let message = refused(&spec);
-        assert!(message.contains(words), "{spec} was answered {message:?}, expected words about {words:?}");
-    }
+    ]);
     assert!(object(&toleration(json!({"operator": "Exists"}))).is_err(), "a toleration of every taint");
 }
 
