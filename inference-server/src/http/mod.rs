@@ -15,12 +15,15 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::HttpBody;
 use axum::extract::{Request, State};
 use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, Version};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use bytes::Bytes;
+use http_body_util::BodyExt;
 use ortolan_protocol::oip::{ErrorBody, Live, ModelList, ModelName, ModelReady, Ready};
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
@@ -33,6 +36,9 @@ use crate::error::{Error, ErrorKind};
 use crate::serving::Server;
 
 type Shared = State<Arc<Server>>;
+
+/// How long the body of a request that was refused is waited for.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Answers of so many bytes are compressed for clients that take it. Many clients say by default that they do; for small
 /// answers it only costs time.
@@ -78,6 +84,7 @@ impl Attendant for Greeter {
         if !request.uri().path().starts_with("/v2/health/")
             && let Err(error) = self.0.admit(&request)
         {
+            let_finish(request, self.0.limits().max_bytes);
             return ControlFlow::Break(error.into_response());
         }
         let version = request.version();
@@ -90,6 +97,28 @@ impl Attendant for Greeter {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
     }
+}
+
+/// Reads and forgets the body of a request that was refused without it, so that the connection stays of use: one that is closed
+/// while its client still writes takes the answer with it. HTTP/2 gives up one request without the others.
+fn let_finish(request: Request, max_bytes: usize) {
+    if request.version() > Version::HTTP_11 || request.body().is_end_stream() {
+        return;
+    }
+    let mut body = request.into_body();
+    tokio::spawn(async move {
+        let mut bytes = 0;
+        let rest = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                bytes += frame.data_ref().map_or(0, Bytes::len);
+                if bytes > max_bytes {
+                    break;
+                }
+            }
+        };
+        // Whoever is slower finds the connection closed.
+        let _ = tokio::time::timeout(LINGER, rest).await;
+    });
 }
 
 impl IntoResponse for Error {

@@ -154,6 +154,31 @@ async fn a_real_connection_tells_whose_it_is() {
     assert!(refused.contains("retry-after: 1"), "{refused}");
 }
 
+/// Many clients send the body a moment after the head, and go on with the connection.
+#[tokio::test]
+async fn a_connection_goes_on_after_a_refusal_that_came_before_the_body() {
+    let program = Program::serving(&["--client-requests-per-second", "1", "--client-burst", "1"]).await;
+    let mut stream = TcpStream::connect(("127.0.0.1", program.http)).await.unwrap();
+    let mut refusals = 0;
+    for _ in 0..MANY {
+        stream.write_all(b"POST /v2/models/add/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n").await.unwrap();
+        let mut answer = vec![0; 1024];
+        let early = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut answer)).await;
+        stream.write_all(b"{}").await.unwrap();
+        let length = match early {
+            Ok(length) => length.unwrap(),
+            Err(_) => stream.read(&mut answer).await.unwrap(),
+        };
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        assert!(answer.contains("400 Bad Request") || answer.contains("429 Too Many"), "{answer:?}");
+        refusals += usize::from(answer.contains("429"));
+        if refusals > 3 {
+            return;
+        }
+    }
+    panic!("only {refusals} refusals");
+}
+
 #[tokio::test]
 async fn an_address_has_only_so_many_connections() {
     let program = Program::serving(&["--client-connections", "2"]).await;

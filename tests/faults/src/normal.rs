@@ -123,7 +123,11 @@ pub fn is_served(state: &Value, generation: Option<i64>) -> bool {
             && status["candidate"].is_null()
     });
     let mut deployments = state.as_object().into_iter().flatten().filter(|(key, _)| key.starts_with("Deployment/"));
+    // Ports lead by name only while there are servers of more than one kind.
+    let services = state.as_object().into_iter().flatten().filter(|(key, _)| key.starts_with("Service/"));
+    let mut ports = services.flat_map(|(_, service)| service["spec"]["ports"].as_array().into_iter().flatten());
     served.next() == Some(true)
+        && ports.all(|port| port["targetPort"].is_number())
         && deployments.all(|(_, deployment)| deployment["ready"] == deployment["spec"]["replicas"])
 }
 
