@@ -403,7 +403,9 @@ async fn the_request_log_tells_its_part_of_the_requests_and_nothing_of_what_is_i
 
 #[tokio::test]
 async fn nothing_is_logged_of_requests_that_nobody_asked_to_have_logged() {
-    let mut program = start(&[], &[]).await;
+    // As OpenTelemetry says: this variable switches everything off.
+    let environment = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9"), ("OTEL_SDK_DISABLED", "true")];
+    let mut program = start(&[], &environment).await;
     assert_eq!(rest(&program, &[("traceparent", &parent("01"))], named("quiet")).await, StatusCode::OK);
     let (_, metrics) = program.ops("/metrics").await;
     assert!(!metrics.contains("trace_spans"), "there are no traces");
