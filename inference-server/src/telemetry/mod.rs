@@ -56,7 +56,7 @@ impl std::fmt::Debug for Telemetry {
 }
 
 impl Telemetry {
-    /// What the flags ask for, of a model's version; `None`: nothing. Must not be called from asynchronous code.
+    /// What the flags ask for, of a model's version; `None`: nothing.
     pub fn new(arguments: &TelemetryArguments, model: &str, version: &str) -> Result<Option<Arc<Self>>, Failure> {
         let chance = Chance::new(arguments.trace_sample_ratio, "--trace-sample-ratio")?;
         let logged = Chance::new(arguments.request_log_sample_ratio, "--request-log-sample-ratio")?;

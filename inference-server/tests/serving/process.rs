@@ -484,6 +484,12 @@ async fn models_that_cannot_be_served_leave_their_reason_behind() {
             "was not done within 1s",
         ),
         (add_model(), vec!["--threads", "0"], FailureReason::ConfigInvalid, "--threads is 0"),
+        (
+            add_model(),
+            vec!["--otlp-endpoint", "secret:4318"],
+            FailureReason::ConfigInvalid,
+            "endpoint of traces must be a URL",
+        ),
     ];
     let cache = tempfile::tempdir().unwrap();
     for (uri, mut flags, reason, words) in cases {
