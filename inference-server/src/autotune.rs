@@ -16,7 +16,6 @@ use tracing::{info, warn};
 use crate::engine::{self, Engine, Loading, RunError};
 use crate::fetch::Fetched;
 use crate::tensor::Tensor;
-use crate::warm_up::zeros;
 
 /// For all trials together.
 const BUDGET: Duration = Duration::from_secs(5);
@@ -131,7 +130,7 @@ fn run(engine: &dyn Engine, inputs: &[Tensor]) -> Result<(), RunError> {
 fn inputs(engine: &dyn Engine, rows: usize) -> Vec<Tensor> {
     let signature = engine.signature();
     let has_rows = signature.has_batch_dimension();
-    signature.inputs.iter().map(|spec| zeros(spec, rows, has_rows)).collect()
+    signature.inputs.iter().map(|spec| spec.zeros(rows, has_rows)).collect()
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use ortolan_protocol::failure::{Failure, FailureReason};
 use tracing::{debug, info, warn};
 
 use crate::batch::Observer;
-use crate::engine::{Dimension, Engine, RunError, TensorSpec};
+use crate::engine::{Dimension, Engine, RunError};
 use crate::stats::Counters;
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::Tensor;
 
 /// What measuring may take in all, as far as it can be foreseen.
 const BUDGET: Duration = Duration::from_millis(500);
@@ -161,7 +161,7 @@ impl WarmUp {
 
     fn run(&self, rows: usize, has_rows: bool) -> Result<Option<Duration>, RunError> {
         let signature = self.engine.signature();
-        let inputs: Vec<Tensor> = signature.inputs.iter().map(|spec| zeros(spec, rows, has_rows)).collect();
+        let inputs: Vec<Tensor> = signature.inputs.iter().map(|spec| spec.zeros(rows, has_rows)).collect();
         let outputs: Vec<usize> = (0..signature.outputs.len()).collect();
         let start = Instant::now();
         let found = self.engine.run(&inputs, &outputs)?;
@@ -174,16 +174,6 @@ impl WarmUp {
 /// What measuring a size takes: it runs twice.
 fn foreseen(row: Duration, rows: usize) -> Duration {
     row.saturating_mul(u32::try_from(rows.saturating_mul(2)).unwrap_or(u32::MAX))
-}
-
-/// An input of zeros, with so many rows where it has rows.
-pub fn zeros(spec: &TensorSpec, rows: usize, has_rows: bool) -> Tensor {
-    let sizes = spec.shape.iter().enumerate().map(|(position, dimension)| match dimension {
-        _ if position == 0 && has_rows => rows,
-        Dimension::Fixed(size) => *size,
-        Dimension::Dynamic(_) => 1,
-    });
-    Tensor::zeros(spec.datatype, sizes.collect::<Shape>())
 }
 
 fn does_not_run(error: &RunError) -> Failure {
@@ -199,7 +189,7 @@ mod tests {
 
     use super::*;
     use crate::batch::{Batcher, Limits};
-    use crate::engine::Signature;
+    use crate::engine::{Signature, TensorSpec};
 
     const LIMITS: Limits = Limits {
         max_batch_rows: 8,

@@ -27,7 +27,7 @@ use crate::stats::Counters;
 use crate::telemetry::Watch;
 use crate::tensor::Tensor;
 
-use pace::Pace;
+use pace::{Class, Pace, Size};
 pub use queue::Limits;
 use queue::{Entry, Queue};
 use quick::Quick;
@@ -48,6 +48,8 @@ pub struct Request {
 /// Hands requests to the worker threads of an engine. Dropping the last one ends the threads.
 pub struct Batcher {
     shared: Arc<Shared>,
+    /// The rows that a model is warmed up with.
+    zeros: Class,
 }
 
 /// Where the answer to a request comes.
@@ -68,7 +70,7 @@ struct State {
     is_closed: bool,
     /// How many batches may run at once.
     instances: usize,
-    /// The rows of each batch that runs. Whoever runs one looks after what comes meanwhile.
+    /// The batches that run. Whoever runs one looks after what comes meanwhile.
     running: Running,
     /// Workers that wait.
     waiting: usize,
@@ -76,8 +78,8 @@ struct State {
     woken: usize,
 }
 
-/// The rows of batches that run.
-type Running = SmallVec<[usize; 4]>;
+/// The sizes of batches that run.
+type Running = SmallVec<[Size; 4]>;
 
 impl State {
     /// Whether what waits is best run by whoever brought it.
@@ -100,7 +102,12 @@ impl Batcher {
         counters: Arc<Counters>,
     ) -> std::io::Result<Self> {
         let instances = limits.instances;
-        let pace = Pace::new(if joins { limits.max_batch_rows } else { 1 }, instances, &counters.batch_cells());
+        let zeros = Class::of(engine.signature().inputs.iter().map(|spec| spec.zeros(1, joins).byte_size()).sum(), 1);
+        let mut pace = Pace::new(if joins { limits.max_batch_rows } else { 1 }, instances);
+        for cell in counters.batch_cells() {
+            let rows = usize::try_from(cell.rows / cell.count.max(1)).unwrap_or(usize::MAX);
+            pace.learn(Size { rows, class: zeros }, cell.seconds / cell.count.max(1) as f64);
+        }
         let state = State {
             queue: Queue::new(limits, joins, pace),
             quick: Quick::new(limits.quick),
@@ -112,7 +119,7 @@ impl Batcher {
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new(), engine, counters });
         // Dropped where a thread cannot be started, it ends those that were.
-        let batcher = Self { shared };
+        let batcher = Self { shared, zeros };
         for _ in 0..instances {
             let shared = Arc::clone(&batcher.shared);
             thread::Builder::new().name("engine".to_owned()).spawn(move || worker::run(&shared))?;
@@ -146,7 +153,7 @@ impl Batcher {
 
     /// For those who run batches outside of it.
     pub fn observer(&self) -> Observer {
-        Observer(Arc::downgrade(&self.shared))
+        Observer { shared: Arc::downgrade(&self.shared), zeros: self.zeros }
     }
 
     /// Whether the worker threads can still answer.
@@ -174,20 +181,23 @@ impl Batcher {
     }
 }
 
-/// Lets a batcher know of batches that ran outside of it.
-pub struct Observer(Weak<Shared>);
+/// Lets a batcher know of batches of zeros that ran outside of it.
+pub struct Observer {
+    shared: Weak<Shared>,
+    zeros: Class,
+}
 
 impl Observer {
     /// A batch took so long.
     pub fn learn(&self, rows: usize, took: Duration) {
-        if let Some(shared) = self.0.upgrade() {
-            shared.lock().queue.learn(rows, took);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.lock().queue.learn(Size { rows, class: self.zeros }, took);
         }
     }
 
     /// Whether the batcher is gone.
     pub fn is_alone(&self) -> bool {
-        self.0.strong_count() == 0
+        self.shared.strong_count() == 0
     }
 }
 

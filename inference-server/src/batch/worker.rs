@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::error;
 
+use super::pace::Size;
 use super::queue::{Entry, is_gone, refuse};
 use super::{Shared, State, rows};
 use crate::engine::{Engine, RunError};
@@ -71,7 +72,7 @@ fn next(shared: &Shared) -> Option<Turn<'_>> {
 struct Turn<'a> {
     shared: &'a Shared,
     batch: Vec<Entry>,
-    rows: usize,
+    size: Size,
     /// The bytes and the time of the batch, once it has run.
     ran: Option<(usize, Duration)>,
 }
@@ -80,12 +81,10 @@ impl<'a> Turn<'a> {
     fn take(shared: &'a Shared, state: &mut State, now: Instant) -> Option<Self> {
         let batch = state.queue.take(now, &state.running);
         shared.counters.set_queued_rows(state.queue.rows());
-        if batch.is_empty() {
-            return None;
-        }
         let rows = batch.iter().map(|entry| entry.request.rows).sum();
-        state.running.push(rows);
-        Some(Self { shared, batch, rows, ran: None })
+        let size = Size { rows, ..batch.first()?.size() };
+        state.running.push(size);
+        Some(Self { shared, batch, size, ran: None })
     }
 
     fn run(mut self) {
@@ -100,14 +99,14 @@ impl<'a> Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        // Batches of as many rows are alike.
-        if let Some(place) = state.running.iter().position(|rows| *rows == self.rows) {
+        // Batches of one size are alike.
+        if let Some(place) = state.running.iter().position(|size| *size == self.size) {
             state.running.swap_remove(place);
         }
         match self.ran {
             Some((bytes, took)) => {
                 state.quick.learn(bytes, took);
-                state.queue.has_run(self.rows, took, Instant::now());
+                state.queue.has_run(self.size, took, Instant::now());
             }
             // A panic: whoever runs it does not get to look after the rest.
             None => self.shared.wake_worker(state),

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use tracing::{debug, warn};
 
 use crate::inside::Inside;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 use skeleton::Skeleton;
 
@@ -107,6 +107,17 @@ impl TensorSpec {
             .iter()
             .map(|dimension| dimension.fixed().map_or(-1, |size| i64::try_from(size).unwrap_or(i64::MAX)))
             .collect()
+    }
+}
+
+impl TensorSpec {
+    /// A tensor of zeros that fits, with so many rows where it has rows, and of size one where any will do.
+    pub fn zeros(&self, rows: usize, has_rows: bool) -> Tensor {
+        let sizes = self.shape.iter().enumerate().map(|(position, dimension)| match dimension {
+            _ if position == 0 && has_rows => rows,
+            dimension => dimension.fixed().unwrap_or(1),
+        });
+        Tensor::zeros(self.datatype, sizes.collect::<Shape>())
     }
 }
 
