@@ -16,7 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::memory;
 use crate::serving::Server;
 use crate::stats::{Counters, LoadTimes};
-use crate::telemetry::{Sent, sent_spans};
+use crate::telemetry::Sent;
 
 /// The first bucket bound of requests that is shown, 16 µs; below lies nothing that matters.
 const FIRST_SHOWN: u16 = 32;
@@ -131,7 +131,7 @@ fn spans(encoder: &mut DescriptorEncoder, sent: Option<Sent>) -> fmt::Result {
     let Some(sent) = sent else { return Ok(()) };
     let help = "Spans of traces by what became of them; dropped: too many waited to be sent";
     let mut metric = encoder.encode_descriptor("trace_spans", help, None, MetricType::Counter)?;
-    for (outcome, count) in sent_spans(sent) {
+    for (outcome, count) in sent.by_outcome() {
         ConstCounter::new(count).encode(metric.encode_family(&[("outcome", outcome)])?)?;
     }
     Ok(())

@@ -20,8 +20,8 @@ use tracing::warn;
 
 use parent::Parent;
 pub use route::Route;
+pub use traces::Sent;
 use traces::Traces;
-pub use traces::{Sent, sent_spans};
 pub use watch::{Ended, Ran, Watch};
 
 /// The flags about single requests.

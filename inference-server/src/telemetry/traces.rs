@@ -50,9 +50,11 @@ pub struct Sent {
     pub dropped: u64,
 }
 
-/// Each with its name.
-pub fn sent_spans(sent: Sent) -> [(&'static str, u64); 3] {
-    [("sent", sent.sent), ("failed", sent.failed), ("dropped", sent.dropped)]
+impl Sent {
+    /// Each with its name.
+    pub fn by_outcome(self) -> [(&'static str, u64); 3] {
+        [("sent", self.sent), ("failed", self.failed), ("dropped", self.dropped)]
+    }
 }
 
 #[derive(Debug, Default)]
