@@ -50,10 +50,15 @@ fn value_info(name: &str, kind: u8, columns: Option<u8>) -> Vec<u8> {
 
 /// ids INT64 `[n]` → y `[n, COLUMNS]`: the rows of a table of these elements, which lies further back the longer `padding` is.
 fn table(kind: u8, elements: &[u8], padding: usize) -> Vec<u8> {
+    table_with(kind, &field(9, elements), padding)
+}
+
+/// The same, with what else says where the elements are.
+fn table_with(kind: u8, elements: &[u8], padding: usize) -> Vec<u8> {
     let columns = u8::try_from(COLUMNS).unwrap();
     let node = [field(1, b"w"), field(1, b"ids"), field(2, b"y"), field(4, b"Gather")].concat();
     let rows = [1 << 3, 0x80, 4];
-    let weights = [&rows[..], &number(1, columns), &number(2, kind), &field(8, b"w"), &field(9, elements)].concat();
+    let weights = [&rows[..], &number(1, columns), &number(2, kind), &field(8, b"w"), elements].concat();
     let inputs_and_outputs =
         [field(11, &value_info("ids", 7, None)), field(12, &value_info("y", kind, Some(columns)))].concat();
     let graph = [field(1, &node), field(2, b"table"), field(5, &weights), inputs_and_outputs].concat();
@@ -107,6 +112,29 @@ fn what_others_do_to_their_file_after_it_was_loaded_does_not_reach_the_model() {
     fs::write(&file, table(1, &vec![0; elements.len()], 0)).unwrap();
     assert_eq!(rows_of(&engine), elements);
     fs::write(&file, "").unwrap();
+    assert_eq!(rows_of(&engine), elements);
+}
+
+#[test]
+fn weights_that_say_that_they_are_where_they_are_stay_there_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.onnx");
+    let elements = some_bytes(ROWS * COLUMNS, 251);
+    // TensorProto.data_location, 0: DEFAULT.
+    fs::write(&path, table_with(3, &[field(9, &elements), number(14, 0)].concat(), 0)).unwrap();
+    let engine = load(&path, OURS);
+    assert!(is_mapped(&path));
+    assert_eq!(rows_of(&engine), elements);
+}
+
+#[test]
+fn a_model_that_would_stay_as_large_is_read_as_a_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.onnx");
+    let elements = some_bytes(ROWS * COLUMNS, 251);
+    fs::write(&path, table(3, &elements, 2 * elements.len())).unwrap();
+    let engine = load(&path, OURS);
+    assert!(!is_mapped(&path));
     assert_eq!(rows_of(&engine), elements);
 }
 
