@@ -91,7 +91,7 @@ def test_an_artifact_is_served_and_a_revision_stays_with_it_when_its_tag_moves(n
     # The manifest that a revision is bound to is deleted: those that serve go on, and the next one says what is missing.
     registry.delete(f"models/digits@{second}")
     namespace.kubectl("scale", "modeldeployment", "digits", "--replicas=3")
-    found = namespace.wait_condition("digits", "ArtifactResolved", "False", "SourceNotFound", timeout=90)["message"]
+    found = namespace.wait_condition("digits", "Reconciling", "True", "SourceNotFound", timeout=90)["message"]
     print(found)
     assert second in found and namespace.condition("digits", "Ready")["status"] == "True"
 
@@ -123,7 +123,7 @@ def test_a_model_of_several_files_is_served_from_wherever_it_comes(namespace, re
     # Changed bytes in the other file are changed bytes of the model.
     store.add("external.bin", files["external.bin"][::-1])
     namespace.kubectl("scale", "modeldeployment", "web", "--replicas=2")
-    found = namespace.wait_condition("web", "ArtifactResolved", "False", "DigestMismatch", timeout=90)["message"]
+    found = namespace.wait_condition("web", "Reconciling", "True", "DigestMismatch", timeout=90)["message"]
     assert TOGETHER in found
     store.add("external.bin", files["external.bin"])
     wait_for("the second server is ready", lambda: namespace.condition("web", "WorkloadAvailable")["status"] == "True", 90)
