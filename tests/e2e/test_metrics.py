@@ -36,7 +36,8 @@ def expressions() -> list[str]:
 
 
 def test_a_real_prometheus_scrapes_answers_the_dashboards_and_evaluates_the_alerts(namespace, store, digits, prometheus):
-    namespace.apply(manifest("digits", store.add("one.onnx", digits), scaling={"maxReplicas": 3, "latency": {"target": "1s"}}))
+    scaling, server = {"maxReplicas": 3, "latency": {"target": "1s"}}, {"resources": {"limits": {"memory": "256Mi"}}}
+    namespace.apply(manifest("digits", store.add("one.onnx", digits), scaling=scaling, server=server))
     namespace.apply(manifest("broken", store.uri("missing.onnx"), replicas=1))
     namespace.wait_served("digits")
     load = Load(f"http://{namespace.address('digits')}/v2/models/digits/infer", BODY, rate=20, seconds=120)
