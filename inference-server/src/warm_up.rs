@@ -25,6 +25,8 @@ const BEFORE_READY: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_mins(1);
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(10);
+/// Nobody asks when nobody has asked for so long: a client that asks again as soon as it is answered does ask.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// A model that is run on zeros.
 pub struct WarmUp {
@@ -124,10 +126,14 @@ impl WarmUp {
 
     fn measure_idle(&self, mut unknown: Vec<usize>, observer: &Observer) {
         let start = Instant::now();
+        let (mut last, mut quiet_since) = (self.counters.requests().0, None);
         unknown.reverse();
         while let Some(rows) = unknown.pop() {
             let (before, in_flight) = self.counters.requests();
-            if in_flight == 0 {
+            if in_flight > 0 || before != last {
+                (last, quiet_since) = (before, Some(Instant::now()));
+            }
+            if quiet_since.is_none_or(|since| since.elapsed() >= QUIET) {
                 match self.run(rows, true).and_then(|_| self.run(rows, true)) {
                     Ok(Some(took)) if self.counters.requests().0 == before => {
                         self.counters.record_batch(rows, took);

@@ -270,6 +270,7 @@ fn what_waits_is_reckoned_by_the_size_of_its_rows() {
         queue.has_run(size(8), Duration::from_millis(1), now);
         let (long, _) = entry(1, 1000, now);
         queue.has_run(long.size(), Duration::from_millis(50), now);
+        queue.has_run(Size { rows: 2, ..long.size() }, Duration::from_millis(100), now);
         let (mut asks, _) = entry(1, width, now);
         asks.request.deadline = Some(now + Duration::from_millis(100));
         queue.push(asks, &[]).is_ok()
