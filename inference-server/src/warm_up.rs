@@ -126,14 +126,15 @@ impl WarmUp {
 
     fn measure_idle(&self, mut unknown: Vec<usize>, observer: &Observer) {
         let start = Instant::now();
-        let (mut last, mut quiet_since) = (self.counters.requests().0, None);
+        // Clients may have waited for the server to be ready.
+        let (mut last, mut quiet_since) = (self.counters.requests().0, start);
         unknown.reverse();
         while let Some(rows) = unknown.pop() {
             let (before, in_flight) = self.counters.requests();
             if in_flight > 0 || before != last {
-                (last, quiet_since) = (before, Some(Instant::now()));
+                (last, quiet_since) = (before, Instant::now());
             }
-            if quiet_since.is_none_or(|since| since.elapsed() >= QUIET) {
+            if quiet_since.elapsed() >= QUIET {
                 match self.run(rows, true).and_then(|_| self.run(rows, true)) {
                     Ok(Some(took)) if self.counters.requests().0 == before => {
                         self.counters.record_batch(rows, took);
