@@ -137,10 +137,8 @@ fn inputs(engine: &dyn Engine, rows: usize) -> Vec<Tensor> {
 mod tests {
     use std::sync::Mutex;
 
-    use ortolan_protocol::oip::Datatype;
-
     use super::*;
-    use crate::engine::{Dimension, Signature, TensorSpec};
+    use crate::engine::Signature;
 
     #[test]
     fn all_threads_are_shared_in_every_way_that_matters() {
@@ -183,13 +181,7 @@ mod tests {
     }
 
     fn slow(takes: Duration, is_alone: bool) -> Slow {
-        let spec = TensorSpec {
-            name: "x".to_owned(),
-            datatype: Datatype::Uint8,
-            shape: vec![Dimension::Dynamic(None)],
-            labels: Vec::new(),
-        };
-        let signature = Signature { inputs: vec![spec.clone()], outputs: vec![spec] };
+        let signature = Signature::of_rows();
         Slow { signature, takes, alone: is_alone.then(Mutex::default) }
     }
 

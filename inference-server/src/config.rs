@@ -20,7 +20,7 @@ use crate::access::Keys;
 use crate::batch::Limits;
 use crate::client_limit::ClientLimits;
 use crate::cpu;
-use crate::fetch::{Digest, Source};
+use crate::fetch::{Digest, Source, is_sha256};
 use crate::telemetry::{Telemetry, TelemetryArguments};
 use crate::tls::Tls;
 
@@ -400,8 +400,8 @@ fn digest(arguments: &ServeArguments) -> Result<Digest, Failure> {
 }
 
 fn checked_digest(digest: &str) -> Option<String> {
-    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-    (hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| hex.to_ascii_lowercase())
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest).to_ascii_lowercase();
+    is_sha256(&hex).then_some(hex)
 }
 
 fn library(wanted: Option<PathBuf>) -> Result<PathBuf, Failure> {

@@ -192,11 +192,9 @@ fn does_not_run(error: &RunError) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use ortolan_protocol::oip::Datatype;
-
     use super::*;
     use crate::batch::{Batcher, Limits};
-    use crate::engine::{Signature, TensorSpec};
+    use crate::engine::Signature;
 
     const LIMITS: Limits = Limits {
         max_batch_rows: 8,
@@ -227,13 +225,7 @@ mod tests {
     }
 
     fn warm_up(row: Duration, most: usize) -> WarmUp {
-        let spec = TensorSpec {
-            name: "x".to_owned(),
-            datatype: Datatype::Uint8,
-            shape: vec![Dimension::Dynamic(None)],
-            labels: Vec::new(),
-        };
-        let signature = Signature { inputs: vec![spec.clone()], outputs: vec![spec] };
+        let signature = Signature::of_rows();
         WarmUp { engine: Arc::new(Slow { signature, row, most }), counters: Arc::default(), max_rows: 8 }
     }
 

@@ -55,12 +55,15 @@ pub(super) fn volumes(model: &DesiredModel, revision: &str, snapshot: &Snapshot,
         ("api-keys", API_KEYS, &spec.server.api_keys_secret),
     ];
     for (name, path, secret) in secrets {
-        mounted.extend(secret.as_ref().map(|secret| Mounted { volume: secret_volume(name, secret), path }));
+        mounted.extend(secret.as_ref().map(|secret| Mounted { volume: secret_volume(name, secret, None), path }));
     }
     if let Some(tls) = &spec.server.tls {
-        mounted
-            .push(Mounted { volume: keys_volume("tls", &tls.certificate_secret, &["tls.crt", "tls.key"]), path: TLS });
-        let authorities = tls.client_ca_secret.as_ref().map(|secret| keys_volume("client-ca", secret, &["ca.crt"]));
+        mounted.push(Mounted {
+            volume: secret_volume("tls", &tls.certificate_secret, Some(&["tls.crt", "tls.key"])),
+            path: TLS,
+        });
+        let authorities =
+            tls.client_ca_secret.as_ref().map(|secret| secret_volume("client-ca", secret, Some(&["ca.crt"])));
         mounted.extend(authorities.map(|volume| Mounted { volume, path: CLIENT_CA }));
     }
     if snapshot.is_locked() {
@@ -79,29 +82,16 @@ pub(super) fn volumes(model: &DesiredModel, revision: &str, snapshot: &Snapshot,
     mounted
 }
 
-/// All keys of a Secret, each a file: one that is rotated reaches the pod, and which keys there are is for the server to say.
-fn secret_volume(name: &str, secret: &str) -> Volume {
+/// A Secret's keys, each a file: one that is rotated reaches the pod. `keys`: these and no others, and the pod waits for one that is not
+/// there; a Secret of an authority may hold the authority's own key. Without, all of them: which there are is for the server to say.
+fn secret_volume(name: &str, secret: &str, keys: Option<&[&str]>) -> Volume {
+    let item = |key: &&str| KeyToPath { key: (*key).to_owned(), path: (*key).to_owned(), mode: None };
     Volume {
         name: name.to_owned(),
         secret: Some(SecretVolumeSource {
             secret_name: Some(secret.to_owned()),
             default_mode: Some(SECRET_MODE),
-            ..SecretVolumeSource::default()
-        }),
-        ..Volume::default()
-    }
-}
-
-/// These keys of a Secret and no others: that of an authority may hold the authority's own key. The pod waits for a key that is
-/// not there.
-fn keys_volume(name: &str, secret: &str, keys: &[&str]) -> Volume {
-    let items = keys.iter().map(|key| KeyToPath { key: (*key).to_owned(), path: (*key).to_owned(), mode: None });
-    Volume {
-        name: name.to_owned(),
-        secret: Some(SecretVolumeSource {
-            secret_name: Some(secret.to_owned()),
-            default_mode: Some(SECRET_MODE),
-            items: Some(items.collect()),
+            items: keys.map(|keys| keys.iter().map(item).collect()),
             ..SecretVolumeSource::default()
         }),
         ..Volume::default()

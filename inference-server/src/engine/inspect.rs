@@ -15,7 +15,7 @@ use std::path::Path;
 
 use ortolan_protocol::failure::{Failure, FailureReason};
 
-use super::zipmap;
+use super::{protobuf, zipmap};
 use crate::inside::Inside;
 
 /// Graphs nest inside nodes; ONNX models nest a few levels deep.
@@ -143,7 +143,10 @@ enum Fault {
 
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::UnexpectedEof { Self::Malformed } else { Self::Io(error) }
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Self::Malformed,
+            _ => Self::Io(error),
+        }
     }
 }
 
@@ -239,17 +242,9 @@ impl Walker {
     }
 
     fn varint(&mut self) -> Result<u64, Fault> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let mut byte = [0];
-            self.reader.read_exact(&mut byte)?;
-            self.position += 1;
-            value |= u64::from(byte[0] & 0x7f) << shift;
-            if byte[0] & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(Fault::Malformed)
+        let (value, length) = protobuf::varint(&mut self.reader)?;
+        self.position += length;
+        Ok(value)
     }
 
     fn text(&mut self, end: u64) -> Result<String, Fault> {

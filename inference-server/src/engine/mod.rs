@@ -7,6 +7,7 @@ mod elements;
 mod inspect;
 mod mapped;
 mod onnx;
+mod protobuf;
 mod skeleton;
 mod zipmap;
 
@@ -139,6 +140,16 @@ impl Signature {
             && self.inputs.iter().all(leads)
             && self.outputs.iter().all(leads)
             && names.all(|name| Some(name) == first)
+    }
+}
+
+#[cfg(test)]
+impl Signature {
+    /// Of a model that gives back rows of one byte.
+    pub fn of_rows() -> Self {
+        let (name, shape) = ("x".to_owned(), vec![Dimension::Dynamic(None)]);
+        let spec = TensorSpec { name, datatype: Datatype::Uint8, shape, labels: Vec::new() };
+        Self { inputs: vec![spec.clone()], outputs: vec![spec] }
     }
 }
 

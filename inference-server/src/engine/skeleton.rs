@@ -12,7 +12,7 @@ use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::zipmap::{put, put_number};
+use super::protobuf::{self, put, put_number};
 
 /// Messages are given by what their fields hold; the numbers are those of onnx.proto.
 const MODEL_GRAPH: u64 = 7;
@@ -164,17 +164,9 @@ impl Source {
     }
 
     fn varint(&mut self) -> io::Result<u64> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let mut byte = [0];
-            self.reader.read_exact(&mut byte)?;
-            self.position += 1;
-            value |= u64::from(byte[0] & 0x7f) << shift;
-            if byte[0] & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(ErrorKind::InvalidData.into())
+        let (value, length) = protobuf::varint(&mut self.reader)?;
+        self.position += length;
+        Ok(value)
     }
 
     /// Keeps a part of the file, and goes to its end.

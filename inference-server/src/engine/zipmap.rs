@@ -10,6 +10,7 @@
 use std::ops::Range;
 
 use super::Labels;
+use super::protobuf::{put, put_number, varint};
 
 /// The message types of the ONNX format are given by what their fields hold; the numbers are those of onnx.proto.
 const MODEL_GRAPH: u64 = 7;
@@ -144,7 +145,7 @@ fn labels(attribute: &[u8]) -> Option<Vec<String>> {
                 // One number, or several packed.
                 let mut bytes = value.bytes(attribute);
                 while !bytes.is_empty() {
-                    labels.push(varint(&mut bytes)?.cast_signed().to_string());
+                    labels.push(varint(&mut bytes).ok()?.0.cast_signed().to_string());
                 }
             }
         }
@@ -174,16 +175,16 @@ fn fields(message: &[u8]) -> Option<Vec<Field>> {
     let mut rest = message;
     while !rest.is_empty() {
         let start = message.len() - rest.len();
-        let tag = varint(&mut rest)?;
+        let tag = varint(&mut rest).ok()?.0;
         let mut from = message.len() - rest.len();
         let length = match tag & 7 {
             0 => {
-                varint(&mut rest)?;
+                varint(&mut rest).ok()?;
                 message.len() - rest.len() - from
             }
             1 => 8,
             2 => {
-                let length = usize::try_from(varint(&mut rest)?).ok()?;
+                let length = usize::try_from(varint(&mut rest).ok()?.0).ok()?;
                 from = message.len() - rest.len();
                 length
             }
@@ -200,38 +201,6 @@ fn fields(message: &[u8]) -> Option<Vec<Field>> {
 /// The first field of that number.
 fn text(message: &[u8], number: u64) -> Option<&[u8]> {
     fields(message)?.into_iter().find(|field| field.number == number).map(|field| &message[field.value])
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (first, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(first & 0x7f) << shift;
-        if first & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-fn put_varint(message: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        message.push(value.to_le_bytes()[0] | 0x80);
-        value >>= 7;
-    }
-    message.push(value.to_le_bytes()[0]);
-}
-
-pub(super) fn put_number(message: &mut Vec<u8>, field: u64, value: u64) {
-    put_varint(message, field << 3);
-    put_varint(message, value);
-}
-
-pub(super) fn put(message: &mut Vec<u8>, field: u64, value: &[u8]) {
-    put_varint(message, field << 3 | 2);
-    put_varint(message, value.len() as u64);
-    message.extend_from_slice(value);
 }
 
 #[cfg(test)]

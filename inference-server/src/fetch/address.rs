@@ -103,7 +103,7 @@ fn refusal(address: IpAddr) -> Option<&'static str> {
 }
 
 /// What may be told of a URL: no user, no path, no query.
-pub(super) fn host(url: &Url) -> String {
+pub(crate) fn host(url: &Url) -> String {
     let host = url.host_str().unwrap_or("the model's source");
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }

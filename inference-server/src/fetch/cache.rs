@@ -9,14 +9,14 @@ use ortolan_protocol::failure::{Failure, FailureReason};
 use tempfile::TempDir;
 use tracing::{info, warn};
 
-use super::{Fetched, Wanted, package};
+use super::{Fetched, Wanted, is_sha256, package};
 
 /// How the names of files begin that are still being written.
 pub(super) const PART: &str = ".part-";
 
-/// Makes the folder.
-pub(super) fn create(cache: &Path) -> Result<(), Failure> {
-    fs::create_dir_all(cache).map_err(|error| not_writable(&error))
+/// Makes the folder, or one in it.
+pub(super) fn create(folder: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(folder).map_err(|error| not_writable(&error))
 }
 
 /// A new folder in it, for what is being fetched; removed when it is dropped.
@@ -101,8 +101,7 @@ fn is_ours(name: &str) -> bool {
 /// The digest that a name in the cache is made of.
 fn digest_of(name: &str) -> Option<&str> {
     let stem = name.strip_suffix(".onnx").unwrap_or(name);
-    let is_digest = stem.len() == 64 && stem.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    is_digest.then_some(stem)
+    is_sha256(stem).then_some(stem)
 }
 
 #[cfg(test)]

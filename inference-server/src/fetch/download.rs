@@ -100,7 +100,7 @@ async fn attempt(origin: &impl Origin, wanted: &Wanted<'_>) -> Result<Fetched, F
             Err(failure) => return Err(failure),
         };
         let place = folder.path().join(&beside);
-        let content = store_below(incoming, &place, wanted.max_bytes - package.bytes()).await?;
+        let content = store(incoming, &place, wanted.max_bytes - package.bytes()).await?;
         package.add(beside, place, content);
     }
     let fetched = package.fetched();
@@ -108,18 +108,13 @@ async fn attempt(origin: &impl Origin, wanted: &Wanted<'_>) -> Result<Fetched, F
     cache::keep(folder.path(), fetched, wanted.cache)
 }
 
-/// Writes bytes to a file in a folder that is made for it. `left`: how many may still come.
-async fn store_below(incoming: Incoming, path: &Path, left: u64) -> Result<Content, Failure> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| cache::not_writable(&error))?;
-    }
-    store(incoming, path, left).await
-}
-
-/// Writes the bytes to a file that is not there yet.
+/// Writes the bytes to a file that is not there yet, and makes the folders that it lies in.
 pub(super) async fn store(mut incoming: Incoming, path: &Path, max_bytes: u64) -> Result<Content, Failure> {
     if incoming.length.is_some_and(|length| length > max_bytes) {
         return Err(too_large(max_bytes));
+    }
+    if let Some(folder) = path.parent() {
+        cache::create(folder)?;
     }
     let mut file = tokio::fs::File::create_new(path).await.map_err(|error| cache::not_writable(&error))?;
     let (mut hash, mut bytes) = (Sha256::new(), 0_u64);

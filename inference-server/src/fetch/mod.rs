@@ -29,6 +29,7 @@ use ortolan_protocol::failure::{Failure, FailureReason};
 use reqwest::Url;
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use address::host;
 pub use cache::sweep;
 pub use download::Retries;
 use file::{Content, Stamp};
@@ -149,6 +150,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
 
 fn too_large(max_bytes: u64) -> Failure {
     failure(FailureReason::ModelTooLarge, &format!("the model is larger than the {max_bytes} bytes that are allowed"))
+}
+
+/// Whether a text is a SHA-256 in lower-case hex.
+pub(crate) fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 pub(crate) fn hex(hash: Sha256) -> String {

@@ -20,6 +20,7 @@ use reqwest::Url;
 use tracing::{info, warn};
 
 use super::watch::{Ended, Watch};
+use crate::fetch::host;
 
 /// Spans that wait to be sent, at most.
 const MOST_WAITING: u64 = 4096;
@@ -250,12 +251,6 @@ fn checked(endpoint: &str) -> Result<Url, Failure> {
         return Err(invalid("the endpoint of traces must end with its path; it has a query or a fragment"));
     }
     Ok(url)
-}
-
-/// What may be told of the endpoint.
-fn host(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 fn invalid(message: &str) -> Failure {

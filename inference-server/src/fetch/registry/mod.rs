@@ -102,11 +102,7 @@ impl Pull<'_> {
         }
         let sha256 = layer.sha256()?;
         let response = self.conversation.get("blobs", &layer.digest, "*/*").await?;
-        let path = self.folder.path().join(name);
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| cache::not_writable(&error))?;
-        }
-        let content = store(http::incoming(response), &path, left).await?;
+        let content = store(http::incoming(response), &self.folder.path().join(name), left).await?;
         if content.sha256 == sha256 {
             return Ok(content);
         }

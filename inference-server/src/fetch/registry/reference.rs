@@ -5,7 +5,7 @@ use std::fmt;
 use ortolan_protocol::failure::Failure;
 use reqwest::Url;
 
-use super::super::{address, invalid};
+use super::super::{address, invalid, is_sha256};
 
 /// What is read where neither a tag nor a digest is named.
 const LATEST: &str = "latest";
@@ -62,8 +62,7 @@ impl fmt::Display for Reference {
 /// The hexadecimal digits of a digest; others than SHA-256 are not taken.
 pub(super) fn hex_of(digest: &str) -> Option<String> {
     let hex = digest.strip_prefix("sha256:")?;
-    let is_hex = hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    is_hex.then(|| hex.to_owned())
+    is_sha256(hex).then(|| hex.to_owned())
 }
 
 /// A part of a repository's name: small letters and digits, with separators in between.
