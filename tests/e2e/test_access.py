@@ -192,6 +192,16 @@ def change(namespace: Namespace, made: dict, expected: dict[str, int]) -> float:
     return max(stopped[uid] for uid in old)
 
 
+def judge(what: str, load: Load, left: float) -> None:
+    """Ends a load. None of the requests may have failed that were sent before the last server of their kind was told to stop."""
+    load.stop()
+    answers = load.answers()
+    while_there = [answer for answer in answers if answer.sent < left]
+    print(f"\n{what}: {len(while_there)} requests while there were servers, failed: {failures(while_there) or 'none'}; "
+          f"afterwards: {failures([answer for answer in answers if answer.sent >= left]) or 'none'}")  # fmt: skip
+    assert len(while_there) > 50 and failures(while_there) == []
+
+
 def test_from_plain_to_tls_and_back_no_request_is_lost_while_servers_of_its_kind_live(namespace, store, digits, tmp_path):
     """What is promised: as long as a server of a kind is there and was not told to stop, each request to the ports of this kind is
     answered by a server of this kind."""
@@ -207,22 +217,12 @@ def test_from_plain_to_tls_and_back_no_request_is_lost_while_servers_of_its_kind
     loads = [on_plain]
     try:
         left = change(namespace, manifest("digits", uri, replicas=3, server={"tls": {"certificateSecret": "web"}}), TLS)
-        on_plain.stop()
-        answers = on_plain.answers()
-        while_there = [answer for answer in answers if answer.sent < left]
-        print(f"\nto TLS: {len(while_there)} requests without TLS while there were servers, failed: {failures(while_there) or 'none'}; "
-              f"afterwards: {failures([answer for answer in answers if answer.sent >= left]) or 'none'}")  # fmt: skip
-        assert len(while_there) > 50 and failures(while_there) == []
+        judge("to TLS, without it", on_plain, left)
 
         on_tls = Load(f"https://{address}/{path}", body, rate=50, seconds=300, authority=authority.file)
         loads.append(on_tls)
         left = change(namespace, plain, PLAIN)
-        on_tls.stop()
-        answers = on_tls.answers()
-        while_there = [answer for answer in answers if answer.sent < left]
-        print(f"from TLS: {len(while_there)} requests with TLS while there were servers, failed: {failures(while_there) or 'none'}; "
-              f"afterwards: {failures([answer for answer in answers if answer.sent >= left]) or 'none'}")  # fmt: skip
-        assert len(while_there) > 50 and failures(while_there) == []
+        judge("from TLS, with it", on_tls, left)
     finally:
         for load in loads:
             load.stop()

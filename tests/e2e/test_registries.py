@@ -23,13 +23,6 @@ def registry(tmp_path_factory):
     made.close()
 
 
-def model(name: str, uri: str, secret: str | None = None, **spec) -> dict:
-    made = manifest(name, uri, **spec)
-    if secret:
-        made["spec"]["model"]["credentialsSecret"] = secret
-    return made
-
-
 def ask(namespace, name: str, tensor: str) -> list[dict]:
     body = {"inputs": [{"name": tensor, "shape": [1, 64], "datatype": "FP32", "data": [0.0] * 64}]}
     url = f"http://{namespace.address(name)}/v2/models/{name}/infer"
@@ -54,11 +47,13 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 def test_an_artifact_is_served_and_a_revision_stays_with_it_when_its_tag_moves(namespace, registry, digits, digits_v2):
     first = registry.push("models/digits:3", {"model.onnx": digits})
-    objects = [registry.login("registry"), registry.login("wrong", password="hush-another"), model("digits", registry.uri("models/digits:3"), "registry")]
-    objects += [
-        model("nobody", registry.uri("models/digits:3")),
-        model("wrong", registry.uri("models/digits:3"), "wrong"),
-        model("no-tag", registry.uri("models/digits:none"), "registry"),
+    objects = [
+        registry.login("registry"),
+        registry.login("wrong", password="hush-another"),
+        manifest("digits", registry.uri("models/digits:3"), credentialsSecret="registry"),
+        manifest("nobody", registry.uri("models/digits:3")),
+        manifest("wrong", registry.uri("models/digits:3"), credentialsSecret="wrong"),
+        manifest("no-tag", registry.uri("models/digits:none"), credentialsSecret="registry"),
     ]
     namespace.apply({"apiVersion": "v1", "kind": "List", "items": objects})
     namespace.wait_served("digits")
@@ -107,11 +102,11 @@ def test_a_model_of_several_files_is_served_from_wherever_it_comes(namespace, re
     web, tar = beside.replace("external.bin", "external.onnx"), store.add("packed", packed)
     objects = [
         registry.login("registry"),
-        model("pushed", registry.uri("models/external:1"), "registry"),
-        model("web", web, sha256=TOGETHER),
-        model("packed", tar),
-        model("pushed-folder", registry.uri("models/folder:1"), "registry"),
-        model("pushed-archive", registry.uri("models/packed:1"), "registry"),
+        manifest("pushed", registry.uri("models/external:1"), credentialsSecret="registry"),
+        manifest("web", web, sha256=TOGETHER),
+        manifest("packed", tar),
+        manifest("pushed-folder", registry.uri("models/folder:1"), credentialsSecret="registry"),
+        manifest("pushed-archive", registry.uri("models/packed:1"), credentialsSecret="registry"),
     ]
     namespace.apply({"apiVersion": "v1", "kind": "List", "items": objects})
     answers = []

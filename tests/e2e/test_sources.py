@@ -19,13 +19,6 @@ def s3(tmp_path_factory):
     made.close()
 
 
-def model(name: str, uri: str, secret_name: str | None = None, **spec) -> dict:
-    made = manifest(name, uri, **spec)
-    if secret_name:
-        made["spec"]["model"]["credentialsSecret"] = secret_name
-    return made
-
-
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -79,9 +72,9 @@ def test_credentials_let_a_model_in_and_every_mistake_is_named_without_them(name
         ("closed", uri, s3.keys(AWS_ENDPOINT_URL="http://10.244.0.1:9"), "ArtifactResolved", "SourceUnreachable", ["10.244.0.1:9"]),
         ("nobody", uri, {"AWS_ENDPOINT_URL": s3.endpoint}, "ArtifactResolved", "SourceForbidden", ["spec.model.credentialsSecret"]),
     ]
-    objects = [secret("good", s3.keys()), model("good", uri, "good")]
+    objects = [secret("good", s3.keys()), manifest("good", uri, credentialsSecret="good")]
     for name, where, keys, *_ in cases:
-        objects += [model(name, where, name), *([secret(name, keys)] if keys is not None else [])]
+        objects += [manifest(name, where, credentialsSecret=name), *([secret(name, keys)] if keys is not None else [])]
     apply_all(namespace, objects)
     namespace.wait_served("good")
     assert namespace.status("good")["stable"]["digest"] == f"sha256:{sha256(digits)}"
@@ -111,7 +104,7 @@ def test_credentials_let_a_model_in_and_every_mistake_is_named_without_them(name
 
 def test_a_revision_keeps_the_bytes_that_it_began_with(namespace, s3, digits, digits_v2):
     uri = s3.put("models", "latest.onnx", digits)
-    apply_all(namespace, [secret("s3", s3.keys()), model("latest", uri, "s3", replicas=2)])
+    apply_all(namespace, [secret("s3", s3.keys()), manifest("latest", uri, credentialsSecret="s3", replicas=2)])
     namespace.wait_served("latest")
     revision = namespace.status("latest")["stable"]["revision"]
     lock = namespace.get("configmap", f"latest-{revision}-lock")
@@ -171,8 +164,8 @@ def test_the_identity_of_a_service_account_lets_a_model_in_as_on_eks(namespace, 
         accounts = [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}} for name in ("model-reader", "stranger")]
         place = {"AWS_REGION": s3.keys()["AWS_REGION"], "AWS_ENDPOINT_URL": s3.endpoint}
         models = [
-            model("trusted", uri, "place", server={"serviceAccountName": "model-reader"}),
-            model("another", uri, "place", server={"serviceAccountName": "stranger"}),
+            manifest("trusted", uri, credentialsSecret="place", server={"serviceAccountName": "model-reader"}),
+            manifest("another", uri, credentialsSecret="place", server={"serviceAccountName": "stranger"}),
         ]
         apply_all(namespace, [*accounts, secret("place", place), *models])
         namespace.wait_served("trusted")
