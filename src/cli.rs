@@ -226,6 +226,8 @@ impl Run {
 /// has under way is to be trusted.
 async fn elect(elector: Elector, over: watch::Receiver<bool>) {
     if let Err(lost) = elector.run(over).await {
+        // The other threads' lines wait for ever: the log's last word is why.
+        let _last = std::io::stderr().lock();
         tracing::error!(error = %lost, "this process may not lead any more and ends");
         std::process::exit(1);
     }
