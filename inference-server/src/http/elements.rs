@@ -43,7 +43,7 @@ fn fixed(bytes: Vec<u8>) -> Data {
 fn read<T: Element>(slot: &Slot<'_>, json: &str) -> Result<T::Sink, Error> {
     // What the shape claims is believed only as far as the text can hold it: an element takes two characters.
     let room = slot.elements.min(json.len() / 2 + 1);
-    if let Some(sink) = flat::<T>(slot, json, room) {
+    if let Some(sink) = flat::<T>(slot.elements, json, room) {
         return Ok(sink);
     }
     let mut reader = Reader::<T> { slot, sink: T::sink(room), found: 0, is_nested: None };
@@ -61,17 +61,21 @@ fn read<T: Element>(slot: &Slot<'_>, json: &str) -> Result<T::Sink, Error> {
 
 /// The numbers of a flat array of as many as the shape takes: what most clients send, read in half the time. `None` for
 /// everything else, right or wrong. The text is known to be JSON.
-fn flat<T: Element>(slot: &Slot<'_>, json: &str, room: usize) -> Option<T::Sink> {
-    let numbers = json.trim_ascii().strip_prefix('[')?.strip_suffix(']')?;
-    let (mut sink, mut found) = (T::sink(room), 0);
-    for number in numbers.split(',') {
-        found += 1;
-        if found > slot.elements {
-            return None;
+fn flat<T: Element>(elements: usize, json: &str, room: usize) -> Option<T::Sink> {
+    let mut rest = json.as_bytes().trim_ascii().strip_prefix(b"[")?;
+    let mut sink = T::sink(room);
+    for place in 1..=elements {
+        // Where there are no digits at all, zero is what is found in nothing.
+        let (number, length) = T::first_number(rest.trim_ascii_start()).filter(|(_, length)| *length > 0)?;
+        T::push(number, &mut sink);
+        let (&after, others) = rest.trim_ascii_start().get(length..)?.trim_ascii_start().split_first()?;
+        match after {
+            b',' if place < elements => rest = others,
+            b']' if place == elements => return Some(sink),
+            _ => return None,
         }
-        T::push(T::from_number(number.trim_ascii())?, &mut sink);
     }
-    (found == slot.elements).then_some(sink)
+    None
 }
 
 /// What has been read of an input so far.
@@ -178,8 +182,8 @@ trait Element: Sized {
 
     fn push(self, sink: &mut Self::Sink);
 
-    /// The text of a number in JSON, where it is one that this type can hold.
-    fn from_number(_: &str) -> Option<Self> {
+    /// The number of JSON that a text begins with, where it is one that this type can hold, and its length.
+    fn first_number(_: &[u8]) -> Option<(Self, usize)> {
         None
     }
 
@@ -225,8 +229,8 @@ macro_rules! integers {
 
             little_endian!($type);
 
-            fn from_number(text: &str) -> Option<Self> {
-                text.parse().ok()
+            fn first_number(text: &[u8]) -> Option<(Self, usize)> {
+                lexical_core::parse_partial(text).ok()
             }
 
             fn from_u64(value: u64) -> Option<Self> {
@@ -259,8 +263,8 @@ macro_rules! floats {
 
             little_endian!($type);
 
-            fn from_number(text: &str) -> Option<Self> {
-                text.parse().ok().filter(|value: &Self| value.is_finite())
+            fn first_number(text: &[u8]) -> Option<(Self, usize)> {
+                lexical_core::parse_partial(text).ok().filter(|(value, _): &(Self, _)| value.is_finite())
             }
 
             fn from_u64(value: u64) -> Option<Self> {
@@ -320,4 +324,61 @@ impl Element for String {
 /// Whether elements of a type can stand in JSON.
 pub(super) fn fits_json(datatype: Datatype) -> bool {
     !matches!(datatype, Datatype::Fp16 | Datatype::Bf16)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    /// Numbers as JSON has them, some of which do not fit some types.
+    fn number() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<f32>().prop_filter("finite", |value| value.is_finite()).prop_map(|value| format!("{value:e}")),
+            any::<f64>().prop_filter("finite", |value| value.is_finite()).prop_map(|value| format!("{value:?}")),
+            any::<i64>().prop_map(|value| value.to_string()),
+            any::<u64>().prop_map(|value| value.to_string()),
+            any::<i8>().prop_map(|value| value.to_string()),
+            prop::sample::select(vec!["-0.0", "0.5E+2", "1e-400", "1.0", "1e400", "null", "[1]", "\"1\"", "true"])
+                .prop_map(str::to_owned),
+        ]
+    }
+
+    fn array() -> impl Strategy<Value = (String, usize)> {
+        let space = prop::sample::select(vec!["", " ", "\n\t ", "\r"]);
+        prop::collection::vec((space.clone(), number(), space), 0..5).prop_map(|numbers| {
+            let count = numbers.len();
+            let texts: Vec<_> =
+                numbers.into_iter().map(|(before, number, after)| before.to_owned() + &number + after).collect();
+            (format!("[{}]", texts.join(",")), count)
+        })
+    }
+
+    /// What is read quickly is what `serde_json` reads.
+    fn check<T: Element<Sink = Vec<u8>> + DeserializeOwned>(json: &str, count: usize) {
+        let read = serde_json::from_str::<Vec<T>>(json).ok().map(|numbers| {
+            let mut sink = T::sink(count);
+            numbers.into_iter().for_each(|number| number.push(&mut sink));
+            sink
+        });
+        let quick = flat::<T>(count, json, count);
+        if count > 0 {
+            assert_eq!(quick, read, "{json}");
+        }
+        assert_eq!(flat::<T>(count + 1, json, count), None, "too few: {json}");
+        assert_eq!(count.checked_sub(1).and_then(|fewer| flat::<T>(fewer, json, count)), None, "too many: {json}");
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_are_read_quickly_as_serde_json_reads_them((json, count) in array()) {
+            check::<u8>(&json, count);
+            check::<i8>(&json, count);
+            check::<u64>(&json, count);
+            check::<i64>(&json, count);
+            check::<f64>(&json, count);
+        }
+    }
 }
