@@ -11,7 +11,6 @@ use ortolan_server::config::{Arguments, Command, Config, HealthcheckArguments, S
 use ortolan_server::last_words::Testament;
 use ortolan_server::lifecycle::{self, End};
 use ortolan_server::{cpu, healthcheck};
-use rustix::thread::disable_transparent_huge_pages;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
@@ -53,9 +52,6 @@ fn main() {
 /// What must be set before any memory of note is taken and any library loaded.
 #[allow(unsafe_code)] // there is no safe function for it
 fn prepare() {
-    // The allocator asks for huge pages, and gets 2 MiB for the first byte of each: a third of a small server's memory. A kernel
-    // that cannot does as it did before.
-    let _ = disable_transparent_huge_pages(true);
     keep_large_allocations_apart();
     // Microsoft's build of ONNX Runtime opens a database of telemetry in the home directory, and has what it takes to upload it. Its
     // programming interface switches that off too late.
