@@ -96,13 +96,13 @@ pub struct ServeArguments {
     /// The revision this server runs; reported, and the model's version in requests (else "1")
     #[arg(long, value_name = "REV", env = "ORTOLAN_REVISION")]
     pub revision: Option<String>,
-    /// The largest batch in rows, and the most rows of one request
-    #[arg(long, value_name = "ROWS", default_value_t = 32, env = "ORTOLAN_MAX_BATCH_SIZE")]
-    pub max_batch_size: usize,
+    /// The largest batch in rows, and the most rows of one request [default: what memory has room for, up to 256]
+    #[arg(long, value_name = "ROWS", env = "ORTOLAN_MAX_BATCH_SIZE")]
+    pub max_batch_size: Option<usize>,
     /// How long the first request of a batch waits for others; 0ms: a batch is what is there when the model is free
     #[arg(long, value_name = "TIME", default_value = "0ms", env = "ORTOLAN_MAX_BATCH_DELAY")]
     pub max_batch_delay: HumanDuration,
-    /// The most rows that wait for the model; beyond it requests are refused [default: 64 batches]
+    /// The most rows that wait for the model; beyond it requests are refused [default: 64 batches, or 2048]
     #[arg(long, value_name = "ROWS", env = "ORTOLAN_MAX_QUEUE_ROWS")]
     pub max_queue_rows: Option<usize>,
     /// The most bytes of input tensors that wait for the model
@@ -198,6 +198,8 @@ pub struct Config {
     pub owns_cache: bool,
     /// How requests become batches.
     pub batching: Limits,
+    /// Where the largest batch comes from.
+    pub largest_batch: LargestBatch,
     /// The keys that clients must show.
     pub keys: Option<Arc<Keys>>,
     /// What is shown to clients that speak TLS; they must.
@@ -222,6 +224,15 @@ pub struct Config {
     pub drain: Drain,
     /// What is told of single requests, where anything is.
     pub telemetry: Option<Arc<Telemetry>>,
+}
+
+/// Where the largest batch comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LargestBatch {
+    /// Somebody gave it.
+    Given,
+    /// It is no larger than memory has room for.
+    Fitting,
 }
 
 /// What clients may send.
@@ -282,6 +293,7 @@ impl TryFrom<ServeArguments> for Config {
             cache_dir: arguments.cache_dir.clone().unwrap_or_else(|| std::env::temp_dir().join("ortolan-models")),
             owns_cache: arguments.cache_dir.is_some(),
             batching: batching(&arguments)?,
+            largest_batch: arguments.max_batch_size.map_or(LargestBatch::Fitting, |_| LargestBatch::Given),
             keys: arguments.api_keys_dir.as_deref().map(Keys::read).transpose()?.map(Arc::new),
             tls: tls(&arguments)?,
             client_limits: arguments.client_limits,
@@ -315,17 +327,24 @@ fn tls(arguments: &ServeArguments) -> Result<Option<Arc<Tls>>, Failure> {
 /// Two switches between threads and back cost some 20 µs, and nobody notices a connection that is read so much later.
 const QUICK: Duration = Duration::from_micros(100);
 
+/// The largest batch where none is given. Larger ones gain hardly anything on a CPU.
+const MOST_ROWS: usize = 256;
+/// The rows that wait at most where nothing is given.
+const QUEUED_ROWS: usize = 2048;
+
 fn batching(arguments: &ServeArguments) -> Result<Limits, Failure> {
-    let max_batch_rows = arguments.max_batch_size;
-    if !(1..=65_536).contains(&max_batch_rows) {
-        return Err(invalid(format!("--max-batch-size is {max_batch_rows}, and must be between 1 and 65536")));
+    let given = arguments.max_batch_size;
+    if let Some(rows) = given.filter(|rows| !(1..=65_536).contains(rows)) {
+        return Err(invalid(format!("--max-batch-size is {rows}, and must be between 1 and 65536")));
     }
-    let max_queue_rows = arguments.max_queue_rows.unwrap_or(64 * max_batch_rows);
-    if max_queue_rows < max_batch_rows {
+    let max_queue_rows = arguments.max_queue_rows.unwrap_or(given.map_or(QUEUED_ROWS, |rows| 64 * rows));
+    let least = given.unwrap_or(1);
+    if max_queue_rows < least {
         return Err(invalid(format!(
-            "--max-queue-rows is {max_queue_rows}, and must not be less than --max-batch-size ({max_batch_rows})"
+            "--max-queue-rows is {max_queue_rows}, and must not be less than --max-batch-size ({least})"
         )));
     }
+    let max_batch_rows = given.unwrap_or(MOST_ROWS.min(max_queue_rows));
     let instances = arguments.instances.unwrap_or(1);
     if !(1..=256).contains(&instances) {
         return Err(invalid(format!("--instances is {instances}, and must be between 1 and 256")));
@@ -455,7 +474,7 @@ mod tests {
     fn the_defaults_are_those_that_the_operator_counts_on() {
         let config = parsed(&[]).unwrap();
         assert_eq!((config.listen.http, config.listen.grpc, config.listen.ops), (8080, 8081, 9090));
-        assert_eq!((config.batching.max_batch_rows, config.batching.max_queue_rows), (32, 2048));
+        assert_eq!((config.batching.max_batch_rows, config.batching.max_queue_rows), (256, 2048));
         assert_eq!(config.batching.max_delay, Duration::ZERO);
         assert!(!config.owns_cache && parsed(&["--cache-dir", "/cache"]).unwrap().owns_cache);
         assert_eq!((config.requests.max_bytes, config.requests.max_bytes_under_way), (64 << 20, 256 << 20));
@@ -492,7 +511,7 @@ mod tests {
         let cases: [(&[&str], &str); 12] = [
             (&["--format", "pickle"], "'pickle'"),
             (&["--max-batch-size", "0"], "--max-batch-size is 0"),
-            (&["--max-queue-rows", "4"], "--max-queue-rows is 4"),
+            (&["--max-batch-size", "8", "--max-queue-rows", "4"], "--max-queue-rows is 4"),
             (&["--max-body-bytes-under-way", "1Mi"], "--max-body-bytes-under-way is 1048576"),
             (&["--threads", "0"], "--threads is 0"),
             (&["--instances", "0"], "--instances is 0"),

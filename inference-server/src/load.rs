@@ -11,10 +11,11 @@ use tracing::info;
 
 use crate::autotune;
 use crate::batch::{Batcher, Limits};
-use crate::config::Config;
+use crate::config::{Config, LargestBatch};
 use crate::confine;
 use crate::engine::{self, Engine, Loading};
 use crate::fetch::{Fetched, Source};
+use crate::memory;
 use crate::serving::Model;
 use crate::stats::Counters;
 use crate::warm_up::{Findings, WarmUp};
@@ -43,6 +44,8 @@ pub struct Plan {
     pub loading: Loading,
     /// How its requests become batches.
     pub limits: Limits,
+    /// Where the largest batch comes from.
+    pub largest_batch: LargestBatch,
     /// So many threads are to be shared by as many instances as is found to be best.
     pub autotuned: Option<usize>,
 }
@@ -55,6 +58,7 @@ impl From<&Config> for Plan {
         Self {
             loading: Loading { threads, instances, is_ours, mapped: Loading::MAPPED },
             limits: config.batching,
+            largest_batch: config.largest_batch,
             autotuned: config.autotune.then_some(threads),
         }
     }
@@ -94,19 +98,26 @@ fn load_here(fetched: &Fetched, plan: Plan, counters: Arc<Counters>) -> Result<M
     // The runtime opened the files anew: what it read must be what has the digest.
     fetched.check_unchanged()?;
     let built = start.elapsed();
-    let model = serve(Arc::new(engine), plan.limits, counters, built)?;
+    let model = serve(Arc::new(engine), plan, counters, built)?;
     Ok(Model { trials, ..model })
 }
 
 /// Warms an engine up and puts the batcher in front of it.
-fn serve(engine: Arc<dyn Engine>, limits: Limits, counters: Arc<Counters>, built: Duration) -> Result<Model, Failure> {
+fn serve(engine: Arc<dyn Engine>, plan: Plan, counters: Arc<Counters>, built: Duration) -> Result<Model, Failure> {
     let start = Instant::now();
-    let warm_up =
-        WarmUp { engine: Arc::clone(&engine), counters: Arc::clone(&counters), max_rows: limits.max_batch_rows };
-    let Findings { has_rows, unknown } = warm_up.begin()?;
+    let mut limits = plan.limits;
+    let instances = u64::try_from(limits.instances.max(1)).unwrap_or(u64::MAX);
+    let warm_up = WarmUp {
+        engine: Arc::clone(&engine),
+        counters: Arc::clone(&counters),
+        max_rows: limits.max_batch_rows,
+        room: (plan.largest_batch == LargestBatch::Fitting).then(|| memory::room() / instances),
+    };
+    let Findings { has_rows, max_rows, unknown } = warm_up.begin()?;
+    limits.max_batch_rows = max_rows;
     let _ = counters.load_times.session.set(built);
     let _ = counters.load_times.warm_up.set(start.elapsed());
-    info!(load = ?built, warm_up = ?start.elapsed(), batches_requests = has_rows, "the model is loaded");
+    info!(load = ?built, warm_up = ?start.elapsed(), batches_requests = has_rows, max_rows, "the model is loaded");
     let signature = engine.signature().clone();
     let batcher = Batcher::start(engine, limits, has_rows, counters)
         .map_err(|error| internal(&format!("no thread can be started for the model: {error}")))?;
@@ -114,7 +125,7 @@ fn serve(engine: Arc<dyn Engine>, limits: Limits, counters: Arc<Counters>, built
     Ok(Model {
         signature,
         has_rows,
-        max_rows: limits.max_batch_rows,
+        max_rows,
         instances: limits.instances,
         trials: Vec::new(),
         max_delay: limits.max_delay,

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use crate::cgroup::{self, Version};
 
+/// What batches may take where memory has no limit.
+const ROOM_WITHOUT_LIMIT: u64 = 1 << 30;
 /// Version 1 writes "no limit" as the largest multiple of a page.
 const NO_LIMIT: u64 = 1 << 60;
 
@@ -16,6 +18,15 @@ pub fn limit() -> Option<u64> {
 /// What this process uses in bytes and the kernel cannot take back: files that it could read again do not count.
 pub fn used() -> u64 {
     fs::read_to_string("/proc/self/status").ok().and_then(|status| bytes(&status, "RssAnon:")).unwrap_or_default()
+}
+
+/// What batches may take together, in bytes: half of what the limit leaves. The rest is for requests, answers, and what nobody foresees.
+pub fn room() -> u64 {
+    room_within(limit(), resident().map_or_else(used, |resident| resident.now))
+}
+
+fn room_within(limit: Option<u64>, resident: u64) -> u64 {
+    limit.map_or(ROOM_WITHOUT_LIMIT, |limit| limit.saturating_sub(resident) / 2)
 }
 
 /// What this process has in memory.
@@ -73,6 +84,15 @@ mod tests {
         for (files, expected) in cases {
             assert_eq!(smallest_limit(machine(files).path()), expected, "{files:?}");
         }
+    }
+
+    #[test]
+    fn batches_get_half_of_what_the_limit_leaves() {
+        assert_eq!(
+            [(Some(100), 40), (Some(100), 200), (None, 40)].map(|(limit, resident)| room_within(limit, resident)),
+            [30, 0, 1 << 30]
+        );
+        assert!(room() > 0);
     }
 
     #[test]

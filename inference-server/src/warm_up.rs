@@ -1,5 +1,5 @@
-//! Runs a model on zeros before anybody asks it: whether it runs, whether it gives a row for each row, and how long batches take, which
-//! is the first knowledge of S(b).
+//! Runs a model on zeros before anybody asks it: whether it runs, whether it gives a row for each row, for how many of them memory has
+//! room, and how long batches take, which is the first knowledge of S(b).
 //!
 //! What decides how requests are answered is found out before the server is ready. The times of batches are measured in
 //! moments in which nobody asks, where they would hold up readiness; a measurement during which somebody asked is no measurement.
@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use crate::batch::Observer;
 use crate::engine::{Dimension, Engine, RunError};
+use crate::memory;
 use crate::stats::Counters;
 use crate::tensor::Tensor;
 
@@ -28,6 +29,9 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Nobody asks when nobody has asked for so long: a client that asks again as soon as it is answered does ask.
 const QUIET: Duration = Duration::from_millis(500);
 
+/// The largest batch where rows may be larger than those that were tried, and nothing is known of the memory they take.
+const GUESSED_ROWS: usize = 32;
+
 /// A model that is run on zeros.
 pub struct WarmUp {
     /// The model.
@@ -36,6 +40,8 @@ pub struct WarmUp {
     pub counters: Arc<Counters>,
     /// The largest batch in rows.
     pub max_rows: usize,
+    /// What it may take in bytes, where it is to be no larger than memory has room for.
+    pub room: Option<u64>,
 }
 
 /// What is known before the server is ready.
@@ -43,13 +49,15 @@ pub struct WarmUp {
 pub struct Findings {
     /// Whether requests can be joined.
     pub has_rows: bool,
+    /// The largest batch in rows.
+    pub max_rows: usize,
     /// Sizes of batches whose times are not known yet.
     pub unknown: Vec<usize>,
 }
 
 impl Findings {
     fn without_rows() -> Self {
-        Self { has_rows: false, unknown: Vec::new() }
+        Self { has_rows: false, max_rows: 1, unknown: Vec::new() }
     }
 }
 
@@ -63,12 +71,16 @@ impl WarmUp {
         });
         let joins = declared && self.max_rows > 1;
         // The first run allocates, and takes longer than others.
+        let before = memory::used();
         let pair = if joins { self.run(2, true) } else { Ok(Some(Duration::ZERO)) };
         if joins && matches!(pair, Ok(Some(_))) {
-            return Ok(Findings { has_rows: true, unknown: self.measure_soon(start) });
+            let max_rows = self.fitting(memory::used().saturating_sub(before) / 2, is_guessed);
+            return Ok(Findings { has_rows: true, max_rows, unknown: self.measure_soon(start, max_rows) });
         }
         match self.measure(1, declared) {
-            Ok(took) if !joins => Ok(Findings { has_rows: declared && took.is_some(), ..Findings::without_rows() }),
+            Ok(took) if !joins => {
+                Ok(Findings { has_rows: declared && took.is_some(), max_rows: self.max_rows, unknown: Vec::new() })
+            }
             Ok(_) => {
                 let why = pair
                     .err()
@@ -81,18 +93,26 @@ impl WarmUp {
             }
             Err(error) if is_guessed => {
                 info!(%error, "no warm-up: the model's shapes are not fixed, and it does not run with the ones that were guessed");
-                Ok(Findings { has_rows: declared, ..Findings::without_rows() })
+                Ok(Findings { has_rows: declared, max_rows: self.fitting(0, is_guessed), unknown: Vec::new() })
             }
             Err(error) => Err(does_not_run(&error)),
         }
     }
 
+    /// The largest batch, of rows that take so many bytes each: a power of two, where memory has to have room for it.
+    fn fitting(&self, row: u64, is_guessed: bool) -> usize {
+        let Some(room) = self.room else { return self.max_rows };
+        let most = if is_guessed { self.max_rows.min(GUESSED_ROWS) } else { self.max_rows };
+        let fitting = room.checked_div(row).map_or(most, |rows| usize::try_from(rows).unwrap_or(usize::MAX));
+        1 << fitting.clamp(1, most).ilog2()
+    }
+
     /// Measures what takes no time to speak of, and gives the sizes that are left.
-    fn measure_soon(&self, start: Instant) -> Vec<usize> {
-        let powers = std::iter::successors(Some(2), |size| Some(size * 2)).take_while(|size| *size < self.max_rows);
+    fn measure_soon(&self, start: Instant, max_rows: usize) -> Vec<usize> {
+        let powers = std::iter::successors(Some(2), |size| Some(size * 2)).take_while(|size| *size < max_rows);
         let mut row = start.elapsed() / 2;
         let (mut spent, mut unknown) = (Duration::ZERO, Vec::new());
-        for rows in [1, self.max_rows].into_iter().chain(powers) {
+        for rows in [1, max_rows].into_iter().chain(powers) {
             let foreseen = foreseen(row, rows);
             if rows > 1 && spent + foreseen > BUDGET {
                 continue;
@@ -226,7 +246,7 @@ mod tests {
 
     fn warm_up(row: Duration, most: usize) -> WarmUp {
         let signature = Signature::of_rows();
-        WarmUp { engine: Arc::new(Slow { signature, row, most }), counters: Arc::default(), max_rows: 8 }
+        WarmUp { engine: Arc::new(Slow { signature, row, most }), counters: Arc::default(), max_rows: 8, room: None }
     }
 
     fn measured(counters: &Counters) -> Vec<u64> {
@@ -236,14 +256,14 @@ mod tests {
     #[test]
     fn a_quick_model_is_known_when_it_is_ready() {
         let warm_up = warm_up(Duration::ZERO, 8);
-        assert_eq!(warm_up.begin(), Ok(Findings { has_rows: true, unknown: Vec::new() }));
+        assert_eq!(warm_up.begin(), Ok(Findings { has_rows: true, max_rows: 8, unknown: Vec::new() }));
         assert_eq!(measured(&warm_up.counters), [1, 2, 4, 8]);
     }
 
     #[test]
     fn readiness_does_not_wait_for_the_times_of_a_slow_one_which_are_measured_while_nobody_asks() {
         let warm_up = warm_up(Duration::from_millis(35), 8);
-        let Findings { has_rows, unknown } = warm_up.begin().unwrap();
+        let Findings { has_rows, unknown, .. } = warm_up.begin().unwrap();
         assert!(has_rows && measured(&warm_up.counters).is_empty());
         assert!(unknown.starts_with(&[1, 2]) && !unknown.contains(&8), "that would take too long at all: {unknown:?}");
         let sizes: Vec<u64> = unknown.iter().map(|rows| *rows as u64).collect();
@@ -260,6 +280,26 @@ mod tests {
         measuring.join().unwrap();
         assert_eq!(measured(&counters), sizes);
         assert_eq!(counters.executed().batches, 0, "they are no answers to anybody");
+    }
+
+    #[test]
+    fn a_batch_is_no_larger_than_memory_has_room_for() {
+        for (room, row, is_guessed, expected) in [
+            (None, 1000, true, 200),
+            (Some(100_000), 1000, false, 64),
+            (Some(1 << 30), 1000, false, 128),
+            (Some(1 << 30), 0, false, 128),
+            (Some(1 << 30), 1000, true, 32),
+            (Some(5000), 1000, true, 4),
+            (Some(0), 1000, false, 1),
+            (Some(0), 0, true, 32),
+        ] {
+            let warm_up = WarmUp { max_rows: 200, room, ..warm_up(Duration::ZERO, 8) };
+            assert_eq!(warm_up.fitting(row, is_guessed), expected, "{room:?}, {row}, {is_guessed}");
+        }
+        // Whatever it takes, there is no room for two of them.
+        let crowded = WarmUp { room: Some(0), ..warm_up(Duration::ZERO, 8) };
+        assert!(crowded.begin().unwrap().has_rows);
     }
 
     #[test]

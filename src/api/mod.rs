@@ -277,10 +277,11 @@ pub struct ResourceAmounts {
 #[serde(rename_all = "camelCase")]
 #[x_kube(cel)]
 pub struct Batching {
-    /// The most rows executed at once; also the most that one request may bring. 1 switches batching off.
-    #[serde(default = "default_max_size")]
+    /// The most rows executed at once; also the most that one request may bring. 1 switches batching off. Without it, as many as
+    /// memory has room for, up to 256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65536), extend("format" = "int32"))]
-    pub max_size: u32,
+    pub max_size: Option<u32>,
     /// How long a batch that is not full may wait for more rows while the server is free. `0s`: it never waits.
     #[serde(default = "default_max_delay")]
     #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,6}(ms|s)$') && duration(self) <= duration('10s')")
@@ -290,12 +291,8 @@ pub struct Batching {
 
 impl Default for Batching {
     fn default() -> Self {
-        Self { max_size: default_max_size(), max_delay: default_max_delay() }
+        Self { max_size: None, max_delay: default_max_delay() }
     }
-}
-
-fn default_max_size() -> u32 {
-    32
 }
 
 fn default_max_delay() -> String {

@@ -160,12 +160,14 @@ fn arguments(model: &DesiredModel, revision: &str, snapshot: &Snapshot, source: 
         format!("--format={}", snapshot.spec.model.format.as_str()),
         format!("--name={}", model.name),
         format!("--revision={revision}"),
-        format!("--max-batch-size={}", server.batching.max_size),
+    ];
+    arguments.extend(server.batching.max_size.map(|rows| format!("--max-batch-size={rows}")));
+    arguments.extend([
         format!("--max-batch-delay={}", server.batching.max_delay),
         format!("--cache-dir={CACHE}"),
         format!("--drain-delay={DRAIN_DELAY}s"),
         format!("--drain-timeout={DRAIN_TIMEOUT}s"),
-    ];
+    ]);
     arguments.extend(snapshot.spec.model.sha256.as_ref().map(|digest| format!("--sha256={digest}")));
     arguments.extend(server.threads.map(|threads| format!("--threads={threads}")));
     arguments.extend(server.instances.map(|instances| format!("--instances={instances}")));

@@ -122,7 +122,7 @@ def test_what_a_server_tells_about_itself(module, serve):
     assert (metadata["name"], list(metadata["versions"])) == ("mlp", ["1"])
     config = plain(client.get_model_config("mlp"))
     config = plain(config.get("config", config))
-    assert (config["name"], config["max_batch_size"]) == ("mlp", 32)
+    assert (config["name"], config["max_batch_size"]) == ("mlp", 256)
     client.infer("mlp", [tensor(module, "x", np.zeros((1, 64), np.float32), "FP32")])
     for name in ("mlp", ""):
         statistics = plain(client.get_inference_statistics(name))["model_stats"][0]

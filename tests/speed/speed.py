@@ -101,13 +101,16 @@ def overload(options, folder: pathlib.Path) -> dict:
     """What is left of a server's rate when more comes than it can answer: requests at a rate, and a client that waits 100 ms."""
     path = models.mlp(folder / "wide.onnx", 64, 4096, 4096, 4096, 10)
     request = request_to("wide", path, np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32), DEADLINE)
-    curves = {}
-    for kind in options.servers:
-        with Server(kind, "wide", path, fresh(folder)) as server:
-            most = measure(server, "REST JSON", request, 64, options.seconds).rate
-            curves[kind] = most, {times: goodput(server, request, times * most, 3 * options.seconds, DEADLINE) / most for times in MULTIPLES}
-        say(f"{kind}: {most:.0f}/s at most; of that within {DEADLINE * 1000:.0f} ms: {curves[kind][1]}")
-    return curves
+    most, answered = collections.defaultdict(list), collections.defaultdict(list)
+    for turn in range(options.rounds):
+        for kind in options.servers:
+            with Server(kind, "wide", path, fresh(folder)) as server:
+                most[kind].append(measure(server, "REST JSON", request, 64, options.seconds).rate)
+                answered[kind].append([goodput(server, request, times * most[kind][-1], 3 * options.seconds, DEADLINE) for times in MULTIPLES])
+            shares = [f"{rate / most[kind][-1]:.2f}" for rate in answered[kind][-1]]
+            say(f"{turn + 1}/{options.rounds} {kind}: {most[kind][-1]:.0f}/s at most; of that within {DEADLINE * 1000:.0f} ms: {', '.join(shares)}")
+    shares = {kind: zip(*([rate / most for rate in rates] for most, rates in zip(most[kind], answered[kind]))) for kind in most}
+    return {kind: (statistics.median(most[kind]), dict(zip(MULTIPLES, map(statistics.median, shares[kind])))) for kind in most}
 
 
 def fresh(folder: pathlib.Path) -> pathlib.Path:

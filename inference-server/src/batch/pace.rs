@@ -12,6 +12,8 @@ const GAIN: f64 = 0.95;
 /// A batch is no larger than one in which a row takes hardly more than in the best: what is answered in two batches is answered earlier
 /// by half.
 const HARDLY: f64 = 1.02;
+/// A batch of so many rows is tried where nothing is known; a larger one where half as many were.
+const TRIED: usize = 8;
 /// How much a new batch counts against all before it.
 const NEW: f64 = 0.2;
 
@@ -116,17 +118,22 @@ impl Pace {
         }
     }
 
-    /// How many of so many rows are best run together: as few as take hardly more time for each than the best number does. All of them
-    /// where it is not known how long that takes.
+    /// How many of so many rows are best run together: as few as take hardly more time for each than the best number does. Where it is
+    /// not known how long a few take, or the largest that were seen are best, it is as many as may be tried.
     pub fn paying(&self, size: Size) -> usize {
-        let most = order(size.rows);
         let row = |order: usize| self.seen(size.class, order).map(|seen| seen.seconds / seen.rows);
-        if row(most).is_none() {
-            return size.rows;
+        let (few, most) = (size.rows.min(TRIED), order(size.rows));
+        if row(order(few)).is_none() {
+            return few;
         }
         let best = (0..=most).filter_map(row).fold(f64::INFINITY, f64::min);
-        let smallest = (0..most).find(|order| row(*order).is_some_and(|row| row <= HARDLY * best));
-        smallest.map_or(size.rows, |order| 1 << order)
+        let smallest = (0..=most).find(|order| row(*order).is_some_and(|row| row <= HARDLY * best));
+        let largest = (0..=most).rev().find(|order| row(*order).is_some());
+        match smallest {
+            Some(order) if smallest < largest => 1 << order,
+            Some(order) if order < most => size.rows.min(tried(1 << order)),
+            _ => size.rows,
+        }
     }
 
     fn seen(&self, class: Class, order: usize) -> Option<Seen> {
@@ -149,6 +156,12 @@ impl Pace {
             }
         })
     }
+}
+
+/// How many rows may be run together to find out how long that takes, where it is known of so many. A model may take seconds for as
+/// many as there may be.
+pub(super) fn tried(known: usize) -> usize {
+    known.saturating_mul(2).max(TRIED)
 }
 
 /// The smallest order of two that is not less.
@@ -231,10 +244,20 @@ mod tests {
             // Padding, or a cache that is too small: larger ones take longer for each.
             (&[(1, 10.0), (2, 12.0), (4, 40.0), (8, 160.0)], 2),
             (&[(1, 10.0)], 8),
+            (&[(1, 10.0), (2, 30.0)], 8),
             (&[(8, 10.0)], 8),
             (&[], 8),
         ] {
             assert_eq!(pace(32, 1, seen).paying(rows(8)), paying, "{seen:?}");
+        }
+        for (seen, paying) in [
+            (&[][..], 8),
+            (&[(1, 10.0)], 8),
+            (&[(8, 10.0)], 16),
+            (&[(8, 10.0), (16, 20.0)], 8),
+            (&[(8, 10.0), (100, 10.0)], 200),
+        ] {
+            assert_eq!(pace(256, 1, seen).paying(rows(200)), paying, "larger ones are tried step by step: {seen:?}");
         }
         assert_eq!(pace(32, 1, &[(1, 10.0), (5, 10.0)]).paying(rows(5)), 5, "its own rows count, not their order");
         assert_eq!(pace(32, 1, &[(1, 10.0), (8, 80.0)]).backlog(rows(8)), Duration::from_millis(80));

@@ -360,7 +360,9 @@ mod tests {
     fn check<T: Element<Sink = Vec<u8>> + DeserializeOwned>(json: &str, count: usize) {
         let read = serde_json::from_str::<Vec<T>>(json).ok().map(|numbers| {
             let mut sink = T::sink(count);
-            numbers.into_iter().for_each(|number| number.push(&mut sink));
+            for number in numbers {
+                number.push(&mut sink);
+            }
             sink
         });
         let quick = flat::<T>(count, json, count);

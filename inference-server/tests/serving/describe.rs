@@ -29,7 +29,7 @@ async fn a_configuration_tells_shapes_without_rows_and_how_requests_are_joined()
     assert_eq!(
         config,
         json!({
-            "name": "mlp", "platform": "onnxruntime_onnx", "backend": "onnxruntime", "max_batch_size": 32,
+            "name": "mlp", "platform": "onnxruntime_onnx", "backend": "onnxruntime", "max_batch_size": 256,
             "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [64]}],
             "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [10]}],
             "instance_group": [{"name": "mlp", "count": 1, "kind": "KIND_CPU"}],

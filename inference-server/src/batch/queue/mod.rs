@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Request;
-use super::pace::{Class, Pace, Size};
+use super::pace::{Class, Pace, Size, tried};
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::{Ran, Watch};
 use crate::tensor::Tensor;
@@ -40,7 +40,7 @@ const PAUSE: f64 = 0.02;
 /// Shorter pauses are not worth a timer.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(100);
 
-/// After so many batches that were made smaller than they could have been, one is not.
+/// After so many batches that were made smaller than they could have been, one is larger.
 const CAUTIOUS: usize = 100;
 
 /// What the next batch may become.
@@ -104,7 +104,7 @@ pub(super) struct Queue {
     bytes: usize,
     /// The rows of each class.
     waiting: [usize; Class::ALL],
-    /// Batches that were taken since one was as large as may be, to see whether it pays.
+    /// Batches that were taken since a larger one was, to see whether it pays.
     cautious: usize,
 }
 
@@ -235,7 +235,7 @@ impl Queue {
         batch
     }
 
-    /// How many of so many rows are best run together. Now and then it is all of them: what was seen of large batches may have become
+    /// How many of so many rows are best run together. Now and then it is more of them: what was seen of larger batches may have become
     /// wrong.
     fn paying(&mut self, size: Size) -> usize {
         let paying = self.pace.paying(size);
@@ -244,7 +244,7 @@ impl Queue {
             return paying;
         }
         self.cautious = 0;
-        size.rows
+        size.rows.min(tried(paying))
     }
 
     /// Everything that waits; the queue is empty afterwards.
