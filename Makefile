@@ -65,10 +65,10 @@ scale-test: setup ## Some hundred models on one operator: counts of calls, write
 	tests/scale/run
 
 .PHONY: bench
-bench: speed-bench scale-bench ## All that is measured, about an hour; the tables go into docs/
+bench: speed-bench scale-bench ## All that is measured, about an hour and a quarter; the tables go into docs/
 
 .PHONY: speed-bench
-speed-bench: setup ## The inference server beside ONNX Runtime alone and other servers, about 20 minutes; the tables go into docs/server-performance.md
+speed-bench: setup ## The inference server beside ONNX Runtime alone and other servers, about half an hour; the tables go into docs/server-performance.md
 	tests/speed/run --report docs/server-performance.md
 
 .PHONY: scale-bench

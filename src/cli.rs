@@ -4,9 +4,9 @@ use std::{io::Write, net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use kube::{Config, CustomResourceExt, client::ClientBuilder};
+use kube::{Config, client::ClientBuilder};
 use ortolan::{
-    api::ModelDeployment,
+    api,
     cluster::{
         lease::{Elector, Leadership},
         pace::Pace,
@@ -124,7 +124,7 @@ impl Cli {
 }
 
 fn print_crd() -> anyhow::Result<()> {
-    let text = serde_yaml::to_string(&ModelDeployment::crd())?;
+    let text = serde_yaml::to_string(&api::definition())?;
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }
 

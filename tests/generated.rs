@@ -1,19 +1,18 @@
 //! Generated files are what the present code generates. `make generate` writes them anew.
 
-use kube::CustomResourceExt;
-use ortolan::api::ModelDeployment;
+use ortolan::api::definition;
 
 #[test]
 fn the_custom_resource_definition_is_the_one_of_the_code() {
     let committed = include_str!("../crds/ortolan.dev_modeldeployments.yaml");
-    let generated = serde_yaml::to_string(&ModelDeployment::crd()).unwrap();
+    let generated = serde_yaml::to_string(&definition()).unwrap();
     assert!(committed == generated, "crds/ is not what the code says: run `make generate` and commit the result");
 }
 
 /// `kubectl apply` keeps a copy in an annotation, which may not be above 256 KiB.
 #[test]
 fn the_custom_resource_definition_stays_small() {
-    let size = serde_json::to_vec(&ModelDeployment::crd()).unwrap().len();
+    let size = serde_json::to_vec(&definition()).unwrap().len();
     assert!(size < 100_000, "{size} bytes");
 }
 
@@ -36,7 +35,7 @@ fn no_field_names_a_namespace_or_holds_a_pod() {
         }
     }
     let mut found = Vec::new();
-    names(&serde_json::to_value(ModelDeployment::crd()).unwrap(), &mut found);
+    names(&serde_json::to_value(definition()).unwrap(), &mut found);
     assert!(found.iter().any(|name| name == "scheduling"));
     for name in found {
         let name = name.to_lowercase();
@@ -50,7 +49,7 @@ fn no_field_names_a_namespace_or_holds_a_pod() {
 /// The schema promises a structure without floats: they do not survive every client.
 #[test]
 fn the_schema_holds_no_floats() {
-    let text = serde_json::to_string(&ModelDeployment::crd()).unwrap();
+    let text = serde_json::to_string(&definition()).unwrap();
     assert!(!text.contains("\"type\":\"number\""));
 }
 

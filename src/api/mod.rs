@@ -8,6 +8,7 @@
 
 mod access;
 pub mod conditions;
+mod definition;
 pub mod names;
 mod quantity;
 pub mod scheduling;
@@ -22,6 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use access::{ClientLimit, Tls};
+pub use definition::definition;
 pub use quantity::Quantity;
 pub use scheduling::Scheduling;
 pub use status::{LatencyStatus, ModelDeploymentStatus, RevisionStatus, ScalingStatus, VariantStatus};

@@ -215,3 +215,24 @@ def test_a_manifest_is_refused_by_the_api_server(spec, words):
 def test_a_name_that_no_service_can_have_is_refused():
     with pytest.raises(KubectlError, match="the name becomes a Service's"):
         kubectl("apply", "--dry-run=server", "--filename", "-", stdin=json.dumps(manifest("2digits", "https://h/m.onnx")))
+
+
+def test_an_empty_value_is_as_good_as_none():
+    """What a template leaves where it has no value: `serviceAccountName:`. Everything that is not needed can be left so."""
+    definition = json.loads(kubectl("get", "crd", "modeldeployments.ortolan.dev", "--output", "json"))
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+
+    def empty(schema: dict, given: dict) -> dict:
+        """Null for whatever may be left out, down to objects of nothing else."""
+        inner = {name: empty(inner, {}) for name, inner in schema["properties"].items() if inner.get("properties") and not inner.get("required")}
+        needed = schema.get("required", [])
+        return {name: None for name in schema["properties"] if name not in needed} | {name: value for name, value in inner.items() if value} | given
+
+    def created(spec: dict) -> dict:
+        model = manifest("empty", "https://h/m.onnx") | {"spec": spec}
+        return json.loads(kubectl("create", "--dry-run=server", "--output", "json", "--filename", "-", stdin=json.dumps(model)))["spec"]
+
+    model = schema["properties"]["model"]
+    spec = empty(schema, {"model": empty(model, {"uri": "https://h/m.onnx"})})
+    assert spec["server"]["apiKeysSecret"] is None and spec["model"]["credentialsSecret"] is None, spec
+    assert created(spec) == created({"model": {"uri": "https://h/m.onnx"}})

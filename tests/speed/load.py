@@ -15,11 +15,27 @@ from tritonclient.grpc import service_pb2
 from servers import LOAD_CPU, SERVER_CPU, Server
 
 WRK = """
-local file = io.open(os.getenv("BODY"), "rb")
-wrk.method, wrk.body = "POST", file:read("*a")
+local bodies = {}
+for path in string.gmatch(os.getenv("BODIES"), "[^:]+") do
+  local file = io.open(path, "rb")
+  table.insert(bodies, file:read("*a"))
+  -- wrk takes no more descriptors than its connections need.
+  file:close()
+end
+wrk.method, wrk.body = "POST", bodies[1]
 wrk.headers["content-type"] = os.getenv("KIND")
 local head = os.getenv("HEAD")
 if head ~= "" then wrk.headers["inference-header-content-length"] = head end
+if #bodies > 1 then
+  local requests, next = {}, 0
+  init = function()
+    for index, body in ipairs(bodies) do requests[index] = wrk.format(nil, nil, nil, body) end
+  end
+  request = function()
+    next = next % #requests + 1
+    return requests[next]
+  end
+end
 done = function(summary, latency)
   local errors = summary.errors
   io.write(string.format('{"requests": %d, "seconds": %f, "p50": %f, "p99": %f, "failed": %d}\\n', summary.requests,
@@ -95,17 +111,19 @@ class Request:
         return ("application/octet-stream", str(self.head)) if binary else ("application/json", "")
 
 
-def measure(server: Server, protocol: str, request: Request, connections: int, seconds: float) -> Measured:
-    """As many requests as `connections` clients make, each waiting for its answer before it asks again."""
-    request.check(server, protocol)
+def measure(server: Server, protocol: str, requests: list[Request], connections: int, seconds: float) -> Measured:
+    """As many requests as `connections` clients make, each waiting for its answer before it asks again. `requests`: made in turns,
+    which only wrk does."""
+    for request in requests:
+        request.check(server, protocol)
     tool, url = wrk, f"http://127.0.0.1:{server.http}/v2/models/{server.name}/infer"
     if protocol == "gRPC":
         tool, url = h2load, f"http://127.0.0.1:{server.grpc}/{METHOD}"
-    tool(url, protocol, request, connections, min(1, seconds))  # warm
+    tool(url, protocol, requests, connections, min(1, seconds))  # warm
     before = server.cpu()
-    count, spent, p50, p99 = tool(url, protocol, request, connections, seconds)
+    count, spent, p50, p99 = tool(url, protocol, requests, connections, seconds)
     cpu = (server.cpu() - before) / count * 1000
-    request.check(server, protocol)
+    requests[0].check(server, protocol)
     return Measured(count / spent, p50, p99, cpu)
 
 
@@ -115,7 +133,7 @@ def floor(request: Request, seconds: float) -> float:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         try:
             port = int(program.stdout.readline())
-            return wrk(f"http://127.0.0.1:{port}/", "REST JSON", request, 1, seconds)[2]
+            return wrk(f"http://127.0.0.1:{port}/", "REST JSON", [request], 1, seconds)[2]
         finally:
             program.kill()
 
@@ -125,10 +143,11 @@ def on_its_cpu(*command, **options) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout
 
 
-def wrk(url: str, protocol: str, request: Request, connections: int, seconds: float):
+def wrk(url: str, protocol: str, requests: list[Request], connections: int, seconds: float):
     binary = protocol == "REST binary"
-    kind, head = request.headers(binary)
-    environment = {"BODY": str(request.binary if binary else request.json), "KIND": kind, "HEAD": head}
+    kind, head = requests[0].headers(binary)
+    bodies = ":".join(str(request.binary if binary else request.json) for request in requests)
+    environment = {"BODIES": bodies, "KIND": kind, "HEAD": head}
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(WRK)
         script.flush()
@@ -139,7 +158,8 @@ def wrk(url: str, protocol: str, request: Request, connections: int, seconds: fl
     return found["requests"], found["seconds"], found["p50"], found["p99"]
 
 
-def h2load(url: str, _protocol: str, request: Request, connections: int, seconds: float):
+def h2load(url: str, _protocol: str, requests: list[Request], connections: int, seconds: float):
+    (request,) = requests
     with tempfile.NamedTemporaryFile("r") as log:
         told = on_its_cpu(
             "h2load", "--threads=1", f"--clients={connections}", "--max-concurrent-streams=1", f"--duration={max(1, round(seconds))}",

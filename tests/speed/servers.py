@@ -59,6 +59,9 @@ class Server:
         ports = [str(self.http), str(self.grpc)]
         return [f"{os.environ['KSERVE']}/python", str(PEERS / "kserve_onnx.py"), self.name, str(model), *ports], {}
 
+    def _litserve(self, model, folder):
+        return [f"{os.environ['LITSERVE']}/python", str(PEERS / "litserve_onnx.py"), self.name, str(model), str(self.http)], {}
+
     def _wait_ready(self, log: pathlib.Path, deadline: float):
         while time.monotonic() < deadline and self._process.poll() is None:
             try:

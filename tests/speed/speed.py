@@ -16,13 +16,14 @@ import onnxruntime
 import models
 import report
 from load import Measured, Request, floor, goodput, measure
-from servers import SERVER_CPU, Server
+from servers import PEERS, SERVER_CPU, Server
 
-SERVERS = ["ortolan", "mlserver", "kserve"]
+SERVERS = ["ortolan", "mlserver", "kserve", "litserve"]
 CONNECTIONS = [1, 8, 64]
 MULTIPLES = [0.5, 1, 1.5, 2, 3]
 DEADLINE = 0.1
 TOKENS = 32
+TEXTS = 48
 
 
 def say(text: str):
@@ -35,6 +36,12 @@ def raw(path: pathlib.Path, rows: list[int], seconds: float = 1, length: int = T
                "--length", str(length), "--seconds", str(seconds)]  # fmt: skip
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {"session": found["session"], "medians": {int(rows): seconds for rows, seconds in found["medians"].items()}}
+
+
+def raw_python(path: pathlib.Path, seconds: float = 1) -> float:
+    """The same in a Python program, with one row."""
+    command = ["taskset", "--cpu-list", SERVER_CPU, sys.executable, str(PEERS / "alone.py"), str(path), str(seconds)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def request_to(name: str, path: pathlib.Path, values: np.ndarray, timeout: float | None = None) -> Request:
@@ -53,26 +60,27 @@ def small(options, folder: pathlib.Path) -> dict:
     """A model that costs next to nothing: what the way to it and back costs."""
     path = models.mlp(folder / "mlp.onnx", 64, 256, 256, 10)
     request = request_to("mlp", path, np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32))
-    alone, nothing, cells, started, memory = [], [], collections.defaultdict(list), collections.defaultdict(list), {}
+    alone, in_python, nothing, cells, started, memory = [], [], [], collections.defaultdict(list), collections.defaultdict(list), {}
     for turn in range(options.rounds):
         alone.append(raw(path, [1])["medians"][1])
+        in_python.append(raw_python(path))
         nothing.append(floor(request, options.seconds))
         for kind in options.servers:
             with Server(kind, "mlp", path, fresh(folder)) as server:
                 started[kind].append(server.started)
                 for protocol in protocols(kind):
                     for connections in CONNECTIONS:
-                        found = measure(server, protocol, request, connections, options.seconds)
+                        found = measure(server, protocol, [request], connections, options.seconds)
                         cells[kind, protocol, connections].append(found)
                         say(f"{turn + 1}/{options.rounds} {kind}, {protocol}, {connections} connections: {found.rate:.0f}/s")
                 memory[kind] = max(memory.get(kind, 0), server.peak_memory())
     started = {kind: statistics.median(times) for kind, times in started.items()}
-    return {"raw": statistics.median(alone), "floor": statistics.median(nothing), "cells": {cell: middle(found) for cell, found in cells.items()}, "started": started, "memory": memory}
+    return {"raw": statistics.median(alone), "python": statistics.median(in_python), "floor": statistics.median(nothing), "cells": {cell: middle(found) for cell, found in cells.items()}, "started": started, "memory": memory}
 
 
 def protocols(kind: str) -> list[str]:
-    # MLServer has no binary tensors over REST.
-    return ["REST JSON", "gRPC"] if kind == "mlserver" else ["REST JSON", "REST binary", "gRPC"]
+    # MLServer has no binary tensors over REST, LitServe a protocol of its own.
+    return {"mlserver": ["REST JSON", "gRPC"], "litserve": ["REST JSON"]}.get(kind, ["REST JSON", "REST binary", "gRPC"])
 
 
 def large(options, folder: pathlib.Path, name: str, make, values: np.ndarray) -> dict:
@@ -81,12 +89,12 @@ def large(options, folder: pathlib.Path, name: str, make, values: np.ndarray) ->
     request = request_to(name, path, values)
     alone, cells, started, memory = [], collections.defaultdict(list), {}, {}
     for turn in range(options.rounds):
-        for kind in options.servers:
+        for kind in filter(lambda kind: "gRPC" in protocols(kind), options.servers):
             alone.append(raw(path, [1, 8], options.seconds))
             with Server(kind, name, path, fresh(folder)) as server:
                 started[kind] = server.started
                 for connections in (1, 8):
-                    found = measure(server, "gRPC", request, connections, 3 * options.seconds)
+                    found = measure(server, "gRPC", [request], connections, 3 * options.seconds)
                     cells[kind, connections].append(found)
                     say(f"{turn + 1}/{options.rounds} {name}, {kind}, {connections} connections: {found.rate:.1f}/s")
                 memory[kind] = server.peak_memory()
@@ -97,6 +105,24 @@ def large(options, folder: pathlib.Path, name: str, make, values: np.ndarray) ->
             "cells": {cell: middle(found) for cell, found in cells.items()}}  # fmt: skip
 
 
+def texts(options, folder: pathlib.Path) -> dict:
+    """Requests with texts of different lengths, which only those of one length can be run together with."""
+    path, random = models.bert(folder / "texts.onnx", layers=6, width=384), np.random.default_rng(1)
+    lengths = np.clip(np.round(random.lognormal(3, 0.6, TEXTS)), 4, 128).astype(int).tolist()
+    requests = [request_to("texts", path, random.integers(0, 30000, (1, length))) for length in lengths]
+    alone, cells, memory = [], collections.defaultdict(list), {}
+    for turn in range(options.rounds):
+        alone.append(statistics.mean(raw(path, [1], 0.2, length)["medians"][1] for length in lengths))
+        for kind in options.servers:
+            with Server(kind, "texts", path, fresh(folder)) as server:
+                for connections in CONNECTIONS:
+                    found = measure(server, "REST JSON", requests, connections, 2 * options.seconds)
+                    cells[kind, connections].append(found)
+                    say(f"{turn + 1}/{options.rounds} texts, {kind}, {connections} connections: {found.rate:.1f}/s")
+                memory[kind] = server.peak_memory()
+    return {"raw": 1 / statistics.median(alone), "lengths": lengths, "memory": memory, "cells": {cell: middle(found) for cell, found in cells.items()}}
+
+
 def overload(options, folder: pathlib.Path) -> dict:
     """What is left of a server's rate when more comes than it can answer: requests at a rate, and a client that waits 100 ms."""
     path = models.mlp(folder / "wide.onnx", 64, 4096, 4096, 4096, 10)
@@ -105,7 +131,7 @@ def overload(options, folder: pathlib.Path) -> dict:
     for turn in range(options.rounds):
         for kind in options.servers:
             with Server(kind, "wide", path, fresh(folder)) as server:
-                most[kind].append(measure(server, "REST JSON", request, 64, options.seconds).rate)
+                most[kind].append(measure(server, "REST JSON", [request], 64, options.seconds).rate)
                 answered[kind].append([goodput(server, request, times * most[kind][-1], 3 * options.seconds, DEADLINE) for times in MULTIPLES])
             shares = [f"{rate / most[kind][-1]:.2f}" for rate in answered[kind][-1]]
             say(f"{turn + 1}/{options.rounds} {kind}: {most[kind][-1]:.0f}/s at most; of that within {DEADLINE * 1000:.0f} ms: {', '.join(shares)}")
@@ -126,7 +152,7 @@ def resnet50(options, folder: pathlib.Path) -> dict:
     return large(options, folder, "resnet50", models.resnet50, image)
 
 
-PARTS = {"small": small, "bert": bert, "resnet50": resnet50, "overload": overload}
+PARTS = {"small": small, "bert": bert, "resnet50": resnet50, "texts": texts, "overload": overload}
 
 
 def some_of(known):
