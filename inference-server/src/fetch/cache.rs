@@ -38,16 +38,23 @@ pub(super) fn find(wanted: &Wanted<'_>) -> Option<Fetched> {
 
 /// Gives a model in `folder` its place. Nothing in the cache has a name that it does not deserve.
 pub(super) fn keep(folder: &Path, mut fetched: Fetched, cache: &Path) -> Result<Fetched, Failure> {
-    let moved = if fetched.companions.is_empty() {
-        let place = cache.join(file_name(&fetched.digest));
-        fs::rename(&fetched.path, &place).map(|()| fetched.move_to(|_| Some(place.clone())))
-    } else {
+    if !fetched.companions.is_empty() {
         let place = cache.join(&fetched.digest);
-        // One that is there was not what its name says, or would have been found.
-        let _ = fs::remove_dir_all(&place);
-        fs::rename(folder, &place).map(|()| fetched.move_to(|path| Some(place.join(path.strip_prefix(folder).ok()?))))
-    };
-    moved.and_then(|stamped| stamped).map_err(|error| not_writable(&error))?;
+        return keep_folder(folder, fetched, &place);
+    }
+    let place = cache.join(file_name(&fetched.digest));
+    let moved = fs::rename(&fetched.path, &place).and_then(|()| fetched.move_to(|_| Some(place.clone())));
+    moved.map_err(|error| not_writable(&error))?;
+    Ok(fetched)
+}
+
+/// Gives the folder of a model its place.
+pub(super) fn keep_folder(folder: &Path, mut fetched: Fetched, place: &Path) -> Result<Fetched, Failure> {
+    // One that is there was not what its name says, or would have been found.
+    let _ = fs::remove_dir_all(place);
+    let moved = fs::rename(folder, place)
+        .and_then(|()| fetched.move_to(|path| Some(place.join(path.strip_prefix(folder).ok()?))));
+    moved.map_err(|error| not_writable(&error))?;
     Ok(fetched)
 }
 

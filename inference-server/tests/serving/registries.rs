@@ -118,9 +118,42 @@ async fn an_artifact_is_known_by_its_manifest_and_brings_the_files_that_the_mode
     assert_eq!(place.fetch(&uri, None).await.unwrap().digest, moved);
 
     shelf.lock().unwrap().manifests.clear();
-    let failure = place.fetch(&uri, Some(&digest)).await.unwrap_err();
+    let failure = Place::new().fetch(&uri, Some(&digest)).await.unwrap_err();
     assert_eq!(failure.reason, FailureReason::SourceNotFound);
     assert!(failure.message.contains(&format!("there is no {registry}/models/digits:1")), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn what_was_fetched_is_found_again_by_its_manifest_and_nothing_else_in_its_place_is() {
+    let mut shelf = Shelf::default();
+    let both =
+        [(FILE, Some("external.onnx"), file("external.onnx")), (FILE, Some("external.bin"), file("external.bin"))];
+    let digest = shelf.push("1", EMPTY, &both);
+    let one = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": format!("sha256:{digest}"), "size": 1});
+    let list = shelf.put("list", &json!({"schemaVersion": 2, "manifests": [one]}));
+    let single = shelf.push("single", EMPTY, &[(FILE, None, bytes())]);
+    let (registry, shelf) = start(shelf).await;
+    for (tag, digest, files) in [("1", &digest, 2), ("list", &list, 2), ("single", &single, 1)] {
+        let place = Place::new();
+        let uri = format!("oci+http://{registry}/models/digits:{tag}");
+        let first = place.fetch(&uri, None).await.unwrap();
+        let before = shelf.lock().unwrap().asked.len();
+        let again = place.fetch(&uri, Some(digest)).await.unwrap();
+        assert_eq!((&again.digest, &again.path, again.bytes), (&first.digest, &first.path, first.bytes), "{tag}");
+        again.check_unchanged().unwrap();
+        assert_eq!(shelf.lock().unwrap().asked.len(), before, "{tag}: nobody is asked");
+        let folder = first.path.parent().unwrap();
+        for spoiled in
+            [folder.join(".manifest-0.json"), folder.join(if files > 1 { "external.bin" } else { "model.onnx" })]
+        {
+            let mut bytes = std::fs::read(&spoiled).unwrap();
+            bytes.push(b' ');
+            std::fs::write(&spoiled, bytes).unwrap();
+            place.fetch(&uri, Some(digest)).await.unwrap().check_unchanged().unwrap();
+            let asked = std::mem::take(&mut shelf.lock().unwrap().asked);
+            assert!(asked.len() > files, "{tag}: fetched again: {asked:?}");
+        }
+    }
 }
 
 #[tokio::test]

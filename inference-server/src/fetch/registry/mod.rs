@@ -5,6 +5,7 @@
 //! keeps to the addresses that a model may come from ([`super::address`]).
 
 mod client;
+mod kept;
 mod manifest;
 mod reference;
 
@@ -30,42 +31,60 @@ const ARTIFACT: &str = "artifact";
 /// Brings a model into the cache folder.
 pub(super) async fn fetch(reference: &Reference, wanted: &Wanted<'_>) -> Result<Fetched, Failure> {
     cache::create(wanted.cache)?;
+    if let Some(fetched) = kept::find(wanted) {
+        wanted.found(&fetched.digest)?;
+        return Ok(fetched);
+    }
     wanted.retries.again(|| attempt(reference, wanted)).await
 }
 
 async fn attempt(reference: &Reference, wanted: &Wanted<'_>) -> Result<Fetched, Failure> {
     let conversation = Conversation::new(reference, wanted.access)?;
-    let (manifest, digest) = resolve(&conversation, reference, &wanted.digest).await?;
-    wanted.found(&digest)?;
+    let resolved = resolve(&conversation, reference, &wanted.digest).await?;
+    wanted.found(&resolved.digest)?;
     let folder = cache::part(wanted.cache)?;
-    let pull = Pull { conversation, folder: &folder, wanted };
-    let fetched = match manifest.model()? {
+    let pull = Pull { conversation, folder: &folder, resolved: &resolved, wanted };
+    let fetched = match resolved.manifest.model()? {
         Layers::Files { model, others } => pull.files(model, others).await?,
         Layers::Archives(archives) => pull.archives(&archives).await?,
     };
-    Ok(Fetched { digest, ..fetched })
+    Ok(Fetched { digest: resolved.digest, ..fetched })
 }
 
-/// The manifest with the model, and its digest as hex. What is bound to a digest is asked for by it.
-async fn resolve(
-    conversation: &Conversation<'_>,
-    reference: &Reference,
-    wanted: &Digest,
-) -> Result<(Manifest, String), Failure> {
+/// What a reference stands for.
+struct Resolved {
+    /// The manifest with the model.
+    manifest: Manifest,
+    /// What the artifact is known by: the digest of the manifest, or of the list that names it, as hex.
+    digest: String,
+    /// The texts that were read on the way: the one with that digest first, and the manifest last.
+    texts: Vec<Vec<u8>>,
+}
+
+/// Reads the manifest. What is bound to a digest is asked for by it.
+async fn resolve(conversation: &Conversation<'_>, reference: &Reference, wanted: &Digest) -> Result<Resolved, Failure> {
     let named = reference.sha256.as_deref();
     let known = wanted.hex().or(named);
     let name = known.map_or_else(|| reference.tag.clone(), |hex| format!("sha256:{hex}"));
-    let (manifest, digest) = read_manifest(conversation, &name).await.map_err(|failure| missing(failure, wanted))?;
+    let (manifest, text) = read_manifest(conversation, &name).await.map_err(|failure| missing(failure, wanted))?;
+    let digest = digest_of(&text);
     if known.is_some_and(|known| known != digest) {
         return Err(unusable("the registry gave another manifest than the one with the digest that it was asked for"));
     }
     if manifest.manifests.is_empty() {
-        return Ok((manifest, digest));
+        return Ok(Resolved { manifest, digest, texts: vec![text] });
     }
     // The digest of a list binds what is in it.
     let only = manifest.only()?.sha256()?;
-    let (manifest, found) = read_manifest(conversation, &format!("sha256:{only}")).await?;
-    if found == only { Ok((manifest, digest)) } else { Err(unusable("a manifest is not the one that its list names")) }
+    let (manifest, listed) = read_manifest(conversation, &format!("sha256:{only}")).await?;
+    if digest_of(&listed) != only {
+        return Err(unusable("a manifest is not the one that its list names"));
+    }
+    Ok(Resolved { manifest, digest, texts: vec![text, listed] })
+}
+
+fn digest_of(text: &[u8]) -> String {
+    hex(Sha256::new_with_prefix(text))
 }
 
 /// A manifest that a revision is bound to, and that is gone.
@@ -79,18 +98,19 @@ fn missing(failure: Failure, wanted: &Digest) -> Failure {
     Failure { message, ..failure }
 }
 
-async fn read_manifest(conversation: &Conversation<'_>, name: &str) -> Result<(Manifest, String), Failure> {
+async fn read_manifest(conversation: &Conversation<'_>, name: &str) -> Result<(Manifest, Vec<u8>), Failure> {
     let response = conversation.get("manifests", name, ACCEPT).await?;
     let text = http::read_short(response).await?.ok_or_else(|| unusable("its manifest is too long"))?;
     let manifest =
         serde_json::from_slice(&text).map_err(|_| unusable("its manifest is not one of the OCI's or Docker's"))?;
-    Ok((manifest, hex(Sha256::new_with_prefix(&text))))
+    Ok((manifest, text))
 }
 
 /// What is being brought, and where to.
 struct Pull<'a> {
     conversation: Conversation<'a>,
     folder: &'a TempDir,
+    resolved: &'a Resolved,
     wanted: &'a Wanted<'a>,
 }
 
@@ -129,7 +149,7 @@ impl Pull<'_> {
             package.add(beside, self.folder.path().join(&place), content);
         }
         let root = path.parent().unwrap_or(self.folder.path());
-        cache::keep(root, package.fetched(), self.wanted.cache)
+        kept::keep(root, package.fetched(), self.resolved, self.wanted.cache)
     }
 
     async fn archives(&self, layers: &[Descriptor]) -> Result<Fetched, Failure> {
