@@ -7,7 +7,7 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use super::writer::is_ending;
+use super::ending::is_ending;
 use crate::{
     api::{ModelDeployment, names},
     status::events::Note,

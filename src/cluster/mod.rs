@@ -3,6 +3,7 @@
 
 pub mod differs;
 mod election;
+mod ending;
 mod events;
 pub mod fence;
 pub mod lease;

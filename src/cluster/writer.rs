@@ -8,12 +8,11 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
-    core::Status,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
-use super::{differs::first_difference, events::Publisher, patience::Unanswered};
+use super::{differs::first_difference, ending::is_ending, events::Publisher, patience::Unanswered};
 use crate::{
     api::{
         ModelDeployment, ModelDeploymentStatus, names,
@@ -306,13 +305,6 @@ impl Writer {
     }
 }
 
-/// Whether a refusal is about a namespace that is being deleted, or is gone.
-pub(super) fn is_ending(status: &Status) -> bool {
-    let Some(details) = &status.details else { return false };
-    let ending = details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating");
-    (status.is_forbidden() && ending) || (status.is_not_found() && details.kind == "namespaces")
-}
-
 fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_not_found())
 }
@@ -339,51 +331,17 @@ fn fingerprint(rendered: &serde_json::Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::Status;
+
     use super::*;
-
-    /// What an API server (1.35) answers to an apply where the namespace is being deleted, where there is none, where a
-    /// right is missing, and to a status of an object that is gone.
-    const ANSWERS: [(&str, bool); 4] = [
-        (
-            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"services \"m\" is forbidden:
-            unable to create new content in namespace ending because it is being terminated","reason":"Forbidden",
-            "details":{"name":"m","kind":"services","causes":[{"reason":"NamespaceTerminating",
-            "message":"namespace ending is being terminated","field":"metadata.namespace"}]},"code":403}"#,
-            true,
-        ),
-        (
-            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"namespaces \"nowhere\" not
-            found","reason":"NotFound","details":{"name":"nowhere","kind":"namespaces"},"code":404}"#,
-            true,
-        ),
-        (
-            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"services \"m\" is forbidden:
-            User \"x\" cannot patch resource \"services\" in API group \"\" in the namespace \"ml\"",
-            "reason":"Forbidden","details":{"name":"m","kind":"services"},"code":403}"#,
-            false,
-        ),
-        (
-            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
-            "message":"modeldeployments.ortolan.dev \"m\" not found","reason":"NotFound",
-            "details":{"name":"m","group":"ortolan.dev","kind":"modeldeployments"},"code":404}"#,
-            false,
-        ),
-    ];
-
-    #[test]
-    fn a_namespace_that_is_being_deleted_is_told_from_a_refusal() {
-        for (text, ending) in ANSWERS {
-            let status: Status = serde_json::from_str(&text.replace('\n', " ")).unwrap();
-            assert_eq!(is_ending(&status), ending, "{text}");
-        }
-    }
+    use crate::cluster::ending::tests::answers;
 
     #[tokio::test]
     async fn what_an_answer_means_is_known() {
         let attempt = Attempt { verb: "apply", kind: "Service", name: "ml/m" };
-        let parsed = |text: &str| serde_json::from_str::<Status>(&text.replace('\n', " ")).unwrap();
-        let conflict = Status { code: 409, reason: "Conflict".to_owned(), ..parsed(ANSWERS[2].0) };
-        let answers = ANSWERS.map(|(text, _)| parsed(text)).into_iter().chain([conflict]);
+        let [ending, nowhere, forbidden, gone] = answers().map(|(status, _)| status);
+        let conflict = Status { code: 409, reason: "Conflict".to_owned(), ..forbidden.clone() };
+        let answers = [ending, nowhere, forbidden, gone, conflict];
         let mut errors = Vec::new();
         for status in answers {
             errors.push(attempt.answer(async { Err::<(), _>(kube::Error::Api(status.boxed())) }).await.unwrap_err());

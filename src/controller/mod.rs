@@ -6,6 +6,7 @@ mod looks;
 mod reconcile;
 mod report;
 mod rest;
+mod stages;
 
 use std::{
     future::{Future, ready},

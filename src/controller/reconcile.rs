@@ -17,22 +17,21 @@ use tracing::Instrument;
 use super::{
     Context, Settings,
     error::ReconcileError,
-    fleet::View,
     report::{report, report_invalid},
+    stages::{Applied, Decided, Observed, Snapshots, new_snapshot, previous_desired},
 };
 use crate::{
     api::{ModelDeployment, ModelDeploymentStatus, validated::DesiredModel},
-    cluster::writer::{Outcome, WriteError},
+    cluster::writer::WriteError,
     observe::{
         fresh::{self, Fresh},
         seen::{self, Seen},
         stuck,
     },
-    render::{self, Kinds, Snapshot},
+    render::{self, Kinds},
     rollout::{self, Count},
     status::{
         RevisionFacts,
-        events::Note,
         problems::{self, Sight},
     },
     trace_span,
@@ -152,15 +151,6 @@ async fn is_uncertain(
     Ok(now.is_none_or(|now| now.metadata.generation != object.metadata.generation))
 }
 
-/// What is there.
-pub(super) struct Observed {
-    /// The status as it stands.
-    pub(super) previous: ModelDeploymentStatus,
-    pub(super) seen: Seen,
-    pub(super) view: View,
-    pub(super) facts: BTreeMap<String, RevisionFacts>,
-}
-
 /// The status as it stands: what was written last, while the cache still holds the one before it.
 fn previous_of(object: &ModelDeployment, context: &Context) -> Option<ModelDeploymentStatus> {
     let (uid, version) = (object.metadata.uid.as_deref()?, object.metadata.resource_version.as_deref()?);
@@ -221,29 +211,8 @@ fn digest(observed: &Observed, revision: &str) -> Option<String> {
     facts.get(revision).and_then(|facts| facts.digest.clone()).or_else(|| known_digest(seen, previous, revision))
 }
 
-/// How many servers `status` says there should be: what a new operator begins with.
-pub(super) fn previous_desired(status: &ModelDeploymentStatus) -> Option<u32> {
-    Some(status.scaling.as_ref()?.desired)
-}
-
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-/// What there should be.
-pub(super) struct Decided {
-    pub(super) rollout: rollout::Plan,
-    snapshots: Snapshots,
-    /// The digests that bind the servers of a revision.
-    digests: BTreeMap<String, String>,
-    /// One server finds out what the others are bound to.
-    pub(super) resolving: bool,
-    /// The kinds of servers that the Service leads to.
-    kinds: Kinds,
-    /// The number of a new ControllerRevision.
-    next_number: i64,
-    /// Snapshots of revisions that nobody will go back to.
-    forgotten: Vec<Arc<ControllerRevision>>,
 }
 
 fn decide(model: &DesiredModel, observed: &Observed, context: &Context) -> Decided {
@@ -280,35 +249,6 @@ fn decide(model: &DesiredModel, observed: &Observed, context: &Context) -> Decid
     }
 }
 
-/// What the revisions that have servers are rendered from.
-#[derive(Default)]
-struct Snapshots {
-    /// By revision.
-    readable: BTreeMap<String, Snapshot>,
-    /// Revisions that a newer operator rendered (this one was rolled back to): their pods stay as they are.
-    newer: Vec<String>,
-    /// Stored snapshots of a newer operator that nothing runs: made anew as this operator can.
-    replaced: Vec<Arc<ControllerRevision>>,
-}
-
-impl Snapshots {
-    fn of(rollout: &rollout::Plan, (desired, model): (&str, &DesiredModel), seen: &Seen, settings: &Settings) -> Self {
-        let mut snapshots = Self::default();
-        for revision in rollout.replicas.keys() {
-            let stored = seen.revisions.get(revision);
-            if let Some(snapshot) = stored.and_then(|stored| render::snapshot_of(stored, settings.renderer)) {
-                snapshots.readable.insert(revision.clone(), snapshot);
-            } else if stored.is_some() && seen.deployments.contains_key(revision) {
-                snapshots.newer.push(revision.clone());
-            } else if revision == desired {
-                snapshots.readable.insert(revision.clone(), new_snapshot(model, settings));
-                snapshots.replaced.extend(stored.cloned());
-            }
-        }
-        snapshots
-    }
-}
-
 /// Whether the wanted revision is bound to what its first server finds, and that is not known yet. Servers that are ready and
 /// do not tell are not waited for: the model must not stay at one server because nobody can read its numbers.
 fn is_resolving((desired, model): (&str, &DesiredModel), observed: &Observed, settings: &Settings) -> bool {
@@ -322,10 +262,6 @@ fn is_resolving((desired, model): (&str, &DesiredModel), observed: &Observed, se
     snapshot.is_some_and(|snapshot| snapshot.is_locked())
         && digest(observed, desired).is_none()
         && !ready.any(|since| now.duration_since(since) > MUTE)
-}
-
-fn new_snapshot(model: &DesiredModel, settings: &Settings) -> Snapshot {
-    Snapshot { spec: model.revision.clone(), image: settings.server_image.clone(), renderer: settings.renderer }
 }
 
 /// The objects that there should be.
@@ -358,30 +294,6 @@ fn render(model: &DesiredModel, decided: &Decided, settings: &Settings) -> Resul
         children.revisions.insert(revision.clone(), stored);
     }
     Ok(children)
-}
-
-/// What was applied.
-#[derive(Default)]
-pub(super) struct Applied {
-    pub(super) notes: Vec<Note>,
-    pub(super) error: Option<ReconcileError>,
-}
-
-impl Applied {
-    /// Takes the outcome of one write in; `false` after a failure.
-    fn take(&mut self, what: &str, result: Result<Outcome, WriteError>) -> bool {
-        match result {
-            Ok(Outcome::PutBack(place)) => self.notes.push(Note {
-                warning: true,
-                reason: "PutBack".to_owned(),
-                action: format!("PutBack{what}"),
-                text: format!("{what} was changed by someone else at {place} and is as before again; change the ModelDeployment instead"),
-            }),
-            Ok(_) => {}
-            Err(error) => self.error = Some(error.into()),
-        }
-        self.error.is_none()
-    }
 }
 
 /// Applies what differs, snapshots before what is rendered from them; stops at the first failure.

@@ -8,7 +8,7 @@ use kube::runtime::controller::Action;
 use super::{
     Context, LOOK_AT_PROBLEM, RETRY,
     error::ReconcileError,
-    reconcile::{Applied, Decided, Observed, previous_desired},
+    stages::{Applied, Decided, Observed, previous_desired},
 };
 use crate::{
     api::{

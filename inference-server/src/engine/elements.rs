@@ -41,7 +41,7 @@ pub(super) fn to_value(tensor: &Tensor) -> Result<SessionInputValue<'_>, RunErro
         Data::Strings(strings) => {
             return OrtTensor::from_string_array((shape, strings.as_slice()))
                 .map(SessionInputValue::from)
-                .map_err(|error| RunError::Refused(super::onnx::for_clients(error.message())));
+                .map_err(|error| RunError::Refused(super::words::for_clients(error.message())));
         }
     };
     match tensor.datatype {
@@ -120,5 +120,5 @@ fn shape(dimensions: &[i64]) -> Result<Shape, RunError> {
 
 #[allow(clippy::needless_pass_by_value)] // for map_err
 fn failed(error: ort::Error) -> RunError {
-    RunError::Failed(super::onnx::for_clients(error.message()))
+    RunError::Failed(super::words::for_clients(error.message()))
 }

@@ -9,6 +9,7 @@ mod mapped;
 mod onnx;
 mod protobuf;
 mod skeleton;
+mod words;
 mod zipmap;
 
 use std::collections::HashMap;

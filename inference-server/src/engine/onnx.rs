@@ -18,6 +18,7 @@ use ortolan_protocol::failure::{Failure, FailureReason};
 use smallvec::{SmallVec, smallvec};
 use tracing::debug;
 
+use super::words::{for_clients, without_source};
 use super::{Dimension, Engine, Labels, Loading, RunError, Signature, TensorSpec, elements};
 use crate::tensor::Tensor;
 
@@ -213,19 +214,6 @@ fn run_error(error: &OrtError) -> RunError {
     }
 }
 
-/// What the runtime says of a run, without its source, files of this machine, and names of the model's inside that look like files.
-pub(super) fn for_clients(message: &str) -> String {
-    let is_file = |word: &str| {
-        let word = word.trim_start_matches(['(', '\'', '"', '[']);
-        word.starts_with('/') || word.contains("onnxruntime")
-    };
-    let said = without_source(message);
-    let words: Vec<_> = said.split_whitespace().filter(|word| !is_file(word)).collect();
-    if words.is_empty() { NO_REASON.to_owned() } else { words.join(" ") }
-}
-
-const NO_REASON: &str = "the runtime gave no reason that can be shown";
-
 fn load_failure(error: &OrtError) -> Failure {
     debug!(error = error.message(), "the runtime refused to load the model");
     let message = error.message();
@@ -257,16 +245,6 @@ fn load_failure(error: &OrtError) -> Failure {
     Failure { reason, message: format!("{what}: {}", without_source(message)) }
 }
 
-/// Takes out the file and function of the runtime's source with which some of its messages begin.
-fn without_source(message: &str) -> String {
-    let message = message.trim();
-    let Some(end) = message.rfind("::") else {
-        return message.to_owned();
-    };
-    let tail = message[end..].split_once(") ").map_or("", |(_, tail)| tail).trim();
-    if tail.is_empty() { NO_REASON.to_owned() } else { tail.to_owned() }
-}
-
 fn library_failure(error: &LoadDynamicError) -> Failure {
     debug!(%error, "the ONNX Runtime library cannot be loaded");
     let message = match error {
@@ -285,44 +263,4 @@ fn unsupported(message: String) -> Failure {
 
 fn internal(message: &str) -> Failure {
     Failure { reason: FailureReason::Internal, message: message.to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn source_paths_and_functions_of_the_runtime_are_taken_out_of_its_messages() {
-        let message = "/onnxruntime_src/onnxruntime/core/graph/model_load_utils.h:46 void onnxruntime::utils::Validate(const \
-                       std::map<std::string, int>&, bool) ONNX Runtime only guarantees support for official opsets. Opset 99 \
-                       is under development.";
-        assert_eq!(
-            without_source(message),
-            "ONNX Runtime only guarantees support for official opsets. Opset 99 is under development."
-        );
-        assert_eq!(without_source("indices element out of data bounds"), "indices element out of data bounds");
-        assert_eq!(without_source("onnxruntime::f()"), NO_REASON);
-    }
-
-    #[test]
-    fn a_client_is_told_no_file_of_this_machine_and_no_node_of_the_model() {
-        for (said, told) in [
-            (
-                "/onnxruntime_src/onnxruntime/core/providers/cpu/tensor/reshape_helper.h:47 onnxruntime::ReshapeHelper::\
-                 ReshapeHelper(const onnxruntime::TensorShape&, bool) The input tensor cannot be reshaped to the requested \
-                 shape. Input shape:{1,64}, requested shape:{1,32}",
-                "The input tensor cannot be reshaped to the requested shape. Input shape:{1,64}, requested shape:{1,32}",
-            ),
-            ("/onnxruntime_src/core/allocator.cc:12 Failed to allocate", "Failed to allocate"),
-            ("cannot open (/cache/0a1b/model.onnx): no such file", "cannot open no such file"),
-            ("'/encoder/layer.0/MatMul' got 3 dimensions", "got 3 dimensions"),
-            ("/onnxruntime_src/core/a.cc:1", NO_REASON),
-            (
-                "indices element out of data bounds, idx=9 must be within the inclusive range [-4,3]",
-                "indices element out of data bounds, idx=9 must be within the inclusive range [-4,3]",
-            ),
-        ] {
-            assert_eq!(for_clients(said), told);
-        }
-    }
 }

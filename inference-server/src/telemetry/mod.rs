@@ -6,7 +6,6 @@
 //! Requests that are turned away at the door, for want of a key, are counted only: strangers must not be able to fill traces and
 //! logs. Never told is what stands in tensors and in headers, but for the request's id and the trace that it belongs to.
 
-mod log;
 mod parent;
 mod route;
 mod traces;

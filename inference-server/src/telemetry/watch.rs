@@ -6,10 +6,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::{HeaderMap, StatusCode};
-use opentelemetry::trace::TraceState;
+use opentelemetry::trace::{TraceId, TraceState};
 use tonic::Code;
+use tracing::{field, info};
 
-use super::{Parent, Route, Telemetry, log, parent};
+use super::{Parent, Route, Telemetry, parent};
 use crate::error::ErrorKind;
 
 /// The header with an id, for requests that bring none in their body.
@@ -169,8 +170,29 @@ impl Watch {
         let trace = self.telemetry.traces.as_ref().filter(|_| self.is_traced);
         let trace = trace.and_then(|traces| traces.record(self, ended, now));
         if self.is_logged {
-            log::write(self, ended, (now, trace.or(self.parent.map(|parent| parent.trace))));
+            self.log(ended, now, trace.or(self.parent.map(|parent| parent.trace)));
         }
+    }
+
+    /// One line in the log. `now`: the request's end. `trace`: the one that it belongs to. Ids are quoted and escaped: they are the client's,
+    /// and must not make lines.
+    fn log(&self, ended: Ended, now: Instant, trace: Option<TraceId>) {
+        let status = if self.route.grpc_method().is_some() { ended.code() as u16 } else { ended.status() };
+        let microseconds = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let between = |(from, to): (Instant, Instant)| microseconds(to.saturating_duration_since(from));
+        info!(
+            id = self.id().map(field::debug),
+            protocol = self.route.protocol(),
+            route = self.route.kind(),
+            status,
+            outcome = ended.outcome(),
+            rows = self.rows(),
+            queue_us = self.queue(now).map(between),
+            execution_us = self.batch().map(|ran| microseconds(ran.took)),
+            total_us = between((self.begun(), now)),
+            trace_id = trace.map(field::display),
+            "request"
+        );
     }
 
     pub(super) fn model(&self) -> (&str, &str) {

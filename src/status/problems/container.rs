@@ -1,6 +1,6 @@
 //! What the kubelet says of the server's container: how it ended, or why it does not begin.
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStateWaiting};
+use k8s_openapi::api::core::v1::ContainerStateWaiting;
 use ortolan_protocol::failure::Loading;
 
 use super::{Problem, Stage, Subject, server, words, workload};
@@ -9,20 +9,13 @@ use crate::api::conditions::reason;
 /// MiB that a server needs beside its model: the runtime, its own code, requests.
 const BESIDE_THE_MODEL: u64 = 64;
 
-/// How the container ended last, if it did and is not ready since.
-pub(super) fn end<'a>(subject: &Subject<'a>) -> Option<&'a ContainerStateTerminated> {
-    let server = subject.server?;
-    let terminated = |state: &'a Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.as_ref());
-    terminated(&server.state).or_else(|| terminated(&server.last_state))
-}
-
 fn waiting<'a>(subject: &Subject<'a>) -> Option<&'a ContainerStateWaiting> {
     subject.server?.state.as_ref()?.waiting.as_ref()
 }
 
 /// Killed by the kernel for its use of memory.
 pub(super) fn out_of_memory(subject: &Subject<'_>) -> Option<Problem> {
-    let ended = end(subject).filter(|ended| ended.reason.as_deref() == Some("OOMKilled"))?;
+    let ended = subject.ended().filter(|ended| ended.reason.as_deref() == Some("OOMKilled"))?;
     let what = match memory_limit(subject) {
         Some(limit) => format!("killed for using more memory than limits.memory allows ({limit})"),
         None => "killed because its node had no memory left; it has no limits.memory".to_owned(),
@@ -66,7 +59,7 @@ fn memory_limit<'a>(subject: &Subject<'a>) -> Option<&'a str> {
 
 /// Ended otherwise than by itself.
 pub(super) fn crashed(subject: &Subject<'_>) -> Option<Problem> {
-    let ended = end(subject)?;
+    let ended = subject.ended()?;
     let again = waiting(subject).and_then(|waiting| waiting.reason.as_deref()) == Some("CrashLoopBackOff");
     // What the runtime lost sight of, when a node was restarted, was no crash.
     if ended.reason.as_deref() == Some("ContainerStatusUnknown") && !again {

@@ -19,7 +19,7 @@ mod words;
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        core::v1::{ContainerStatus, Event, Pod, PodStatus},
+        core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod, PodStatus},
     },
     apimachinery::pkg::apis::meta::v1::Condition,
     jiff::Timestamp,
@@ -193,6 +193,13 @@ impl<'a> Subject<'a> {
     /// The pod and its container, as messages begin.
     fn container(&self) -> String {
         format!("pod {}, container {}", self.name, names::CONTAINER)
+    }
+
+    /// How the container ended last, if it did and is not ready since.
+    fn ended(&self) -> Option<&'a ContainerStateTerminated> {
+        let server = self.server?;
+        let terminated = |state: &'a Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.as_ref());
+        terminated(&server.state).or_else(|| terminated(&server.last_state))
     }
 
     /// What the kubelet says in Events of that reason, the latest first; what only says that it waited comes last.

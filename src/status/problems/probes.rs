@@ -1,12 +1,12 @@
 //! Servers that run and do not answer the kubelet's probes.
 
-use super::{Problem, Subject, container, words, workload};
+use super::{Problem, Subject, words, workload};
 use crate::api::conditions::reason;
 
 /// The kubelet stopped the container because it did not answer.
 pub(super) fn not_alive(subject: &Subject<'_>) -> Option<Problem> {
     // Told to stop, or killed when it did not: no end of its own.
-    let ended = container::end(subject).filter(|ended| [0, 137, 143].contains(&ended.exit_code))?;
+    let ended = subject.ended().filter(|ended| [0, 137, 143].contains(&ended.exit_code))?;
     let why = failed(subject, "Liveness")?;
     let message = format!(
         "{}, exit code {}: stopped by the kubelet, as it did not answer whether it is alive: {why}. See `kubectl logs {} \

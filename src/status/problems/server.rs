@@ -2,11 +2,11 @@
 
 use ortolan_protocol::failure::{Failure, FailureReason, LastWords};
 
-use super::{Problem, Sight, Stage, Subject, container};
+use super::{Problem, Sight, Stage, Subject};
 
 /// What the server left behind as its termination message when it ended last.
 pub(super) fn last_words(subject: &Subject<'_>) -> Option<LastWords> {
-    serde_json::from_str(container::end(subject)?.message.as_deref()?.trim()).ok()
+    serde_json::from_str(subject.ended()?.message.as_deref()?.trim()).ok()
 }
 
 /// The digest of the model's bytes, as hex, that a server of these pods found before it gave up.
@@ -19,7 +19,7 @@ pub(super) fn gave_up(subject: &Subject<'_>) -> Option<Problem> {
     let Failure { reason, message } = last_words(subject)?.failure?;
     let advice = advice(reason).map(|advice| format!(". {advice}")).unwrap_or_default();
     let message = message.trim_end_matches('.');
-    let exit_code = container::end(subject)?.exit_code;
+    let exit_code = subject.ended()?.exit_code;
     Some(Problem {
         reason: reason.as_str(),
         message: format!("{}, exit code {exit_code}: {message}{advice}", subject.container()),
