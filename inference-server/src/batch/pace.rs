@@ -12,8 +12,8 @@ const GAIN: f64 = 0.95;
 /// A batch is no larger than one in which a row takes hardly more than in the best: what is answered in two batches is answered earlier
 /// by half.
 const HARDLY: f64 = 1.02;
-/// A batch of so many rows is tried where nothing is known; a larger one where half as many were.
-const TRIED: usize = 8;
+/// A batch of so many rows is run where nothing is known.
+const FIRST: usize = 8;
 /// How much a new batch counts against all before it.
 const NEW: f64 = 0.2;
 
@@ -118,21 +118,19 @@ impl Pace {
         }
     }
 
-    /// How many of so many rows are best run together: as few as take hardly more time for each than the best number does. Where it is
-    /// not known how long a few take, or the largest that were seen are best, it is as many as may be tried.
+    /// How many of so many rows are best run together: as few as take hardly more time for each than the best number does. Where the
+    /// largest that were seen are best, it is as many as may be tried.
     pub fn paying(&self, size: Size) -> usize {
         let row = |order: usize| self.seen(size.class, order).map(|seen| seen.seconds / seen.rows);
-        let (few, most) = (size.rows.min(TRIED), order(size.rows));
-        if row(order(few)).is_none() {
-            return few;
-        }
+        let most = order(size.rows);
         let best = (0..=most).filter_map(row).fold(f64::INFINITY, f64::min);
         let smallest = (0..=most).find(|order| row(*order).is_some_and(|row| row <= HARDLY * best));
         let largest = (0..=most).rev().find(|order| row(*order).is_some());
         match smallest {
+            None => size.rows.min(FIRST),
             Some(order) if smallest < largest => 1 << order,
             Some(order) if order < most => size.rows.min(tried(1 << order)),
-            _ => size.rows,
+            Some(_) => size.rows,
         }
     }
 
@@ -158,10 +156,10 @@ impl Pace {
     }
 }
 
-/// How many rows may be run together to find out how long that takes, where it is known of so many. A model may take seconds for as
-/// many as there may be.
+/// How many rows may be run together to find out how long that takes, where so many are best as far as is known. A model may take
+/// seconds for as many as there may be, and keeps the memory that it took for them.
 pub(super) fn tried(known: usize) -> usize {
-    known.saturating_mul(2).max(TRIED)
+    known.saturating_mul(2)
 }
 
 /// The smallest order of two that is not less.
@@ -243,8 +241,9 @@ mod tests {
             (&[(1, 40.0), (2, 60.0), (4, 110.0), (8, 200.0)], 8),
             // Padding, or a cache that is too small: larger ones take longer for each.
             (&[(1, 10.0), (2, 12.0), (4, 40.0), (8, 160.0)], 2),
-            (&[(1, 10.0)], 8),
-            (&[(1, 10.0), (2, 30.0)], 8),
+            (&[(1, 10.0)], 2),
+            (&[(1, 10.0), (2, 30.0)], 1),
+            (&[(1, 10.0), (2, 15.0)], 4),
             (&[(8, 10.0)], 8),
             (&[], 8),
         ] {
@@ -252,7 +251,7 @@ mod tests {
         }
         for (seen, paying) in [
             (&[][..], 8),
-            (&[(1, 10.0)], 8),
+            (&[(1, 10.0)], 2),
             (&[(8, 10.0)], 16),
             (&[(8, 10.0), (16, 20.0)], 8),
             (&[(8, 10.0), (100, 10.0)], 200),

@@ -114,18 +114,18 @@ fn elements(answer: &[Tensor]) -> Vec<u8> {
 #[tokio::test]
 async fn what_waits_while_the_model_runs_is_the_next_batch_and_everyone_gets_their_rows() {
     let held = Held::new(LIMITS);
-    let first = held.send(&[1], None).await;
-    assert_eq!(held.next_run(), 1);
+    let first = held.send(&[1, 9], None).await;
+    assert_eq!(held.next_run(), 2);
     let second = held.send(&[2, 3], None).await;
     let third = held.send(&[4], None).await;
     held.permit();
     assert_eq!(held.next_run(), 3);
     held.permit();
-    assert_eq!(elements(&first.await.unwrap().unwrap()), [2]);
+    assert_eq!(elements(&first.await.unwrap().unwrap()), [2, 18]);
     assert_eq!(elements(&second.await.unwrap().unwrap()), [4, 6]);
     assert_eq!(elements(&third.await.unwrap().unwrap()), [8]);
     let stats = held.counters.batch_cells();
-    assert_eq!(stats.iter().map(|cell| (cell.count, cell.rows)).collect::<Vec<_>>(), [(1, 1), (1, 3)]);
+    assert_eq!(stats.iter().map(|cell| (cell.count, cell.rows)).collect::<Vec<_>>(), [(1, 2), (1, 3)]);
 }
 
 #[tokio::test]
@@ -311,8 +311,8 @@ async fn quick_batches_are_run_by_whoever_brings_them_after_all_that_are_ready()
     let here = thread::current().id();
     ask(&batcher, &[1, 2]).await.unwrap();
     assert_ne!(seen.recv().unwrap().0, here, "nothing is known of the first");
-    ask(&batcher, &[3]).await.unwrap();
-    assert_eq!(seen.recv().unwrap(), (here, 1));
+    ask(&batcher, &[3, 4]).await.unwrap();
+    assert_eq!(seen.recv().unwrap(), (here, 2));
     let all = tokio::join!(batcher.run(asking(&[4])), batcher.run(asking(&[5, 6])), batcher.run(asking(&[7])));
     assert_eq!(seen.recv().unwrap(), (here, 4), "together");
     let answers = [all.0, all.1, all.2].map(|answer| elements(&answer.unwrap()));

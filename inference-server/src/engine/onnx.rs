@@ -155,6 +155,7 @@ fn build(environment: &Environment, from: &From<'_>, threads: usize) -> ort::Res
         .with_parallel_execution(false)?
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
+        .with_memory_pattern(false)?
         .with_optimization_level(GraphOptimizationLevel::All)?;
     match from {
         From::File(path) => builder.commit_from_file(path),
