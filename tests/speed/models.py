@@ -62,6 +62,22 @@ def mlp(path: pathlib.Path, *widths: int) -> pathlib.Path:
     return graph.save(path, [floats("x", "batch", widths[0])], [floats("y", "batch", widths[-1])])
 
 
+def digits(path: pathlib.Path) -> pathlib.Path:
+    """x [batch, 64] → y [batch, 10], probabilities: the model of the example, as scikit-learn trained it, without its labels."""
+    model = onnx.load(pathlib.Path(__file__).parents[2] / "examples/digits/digits.onnx")
+    names = {"pixels": "x", "probabilities": "y"}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    (tensor,) = model.graph.input
+    tensor.name = "x"
+    del model.graph.output[:]
+    model.graph.output.append(floats("y", "batch", 10))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
 def resnet50(path: pathlib.Path) -> pathlib.Path:
     """x [batch, 3, 224, 224] → y [batch, 1000]: ResNet-50 (v1.5, normalization folded into the convolutions)."""
     graph = Graph()

@@ -26,9 +26,9 @@ def tables(results: dict) -> str:
     return "\n".join(lines).rstrip()
 
 
-def small(found: dict) -> list[str]:
+def small(title: str, found: dict) -> list[str]:
     raw, cells = found["raw"], found["cells"]
-    lines = [f"**MLP 64-256-256-10**, one row a request. ONNX Runtime alone: {raw * 1e6:.1f} µs a run, from Python "
+    lines = [f"**{title}**, one row a request. ONNX Runtime alone: {raw * 1e6:.1f} µs a run, from Python "
              f"{found['python'] * 1e6:.1f}. A program that answers without looking at the request: p50 {found['floor'] * 1e6:.0f} µs over HTTP at one connection.", ""]  # fmt: skip
     table = []
     for kind, protocol in dict.fromkeys((kind, protocol) for kind, protocol, _ in cells):
@@ -84,7 +84,8 @@ def overload(found: dict) -> list[str]:
 
 
 PARTS = {
-    "small": small,
+    "mlp": lambda found: small("MLP 64-256-256-10", found),
+    "digits": lambda found: small("The example's digits", found),
     "bert": lambda found: large("BERT-base's shape, 32 tokens", found),
     "resnet50": lambda found: large("ResNet-50's shape, 224 × 224", found),
     "texts": texts,

@@ -56,23 +56,22 @@ def middle(found: list[Measured]) -> Measured:
     return Measured(*(statistics.median(getattr(one, name) for one in found) for name in ("rate", "p50", "p99", "cpu")))
 
 
-def small(options, folder: pathlib.Path) -> dict:
-    """A model that costs next to nothing: what the way to it and back costs."""
-    path = models.mlp(folder / "mlp.onnx", 64, 256, 256, 10)
-    request = request_to("mlp", path, np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32))
+def small(options, folder: pathlib.Path, name: str, path: pathlib.Path) -> dict:
+    """A model of 64 numbers that costs next to nothing: what the way to it and back costs."""
+    request = request_to(name, path, np.random.default_rng(1).random((1, 64), np.float32))
     alone, in_python, nothing, cells, started, memory = [], [], [], collections.defaultdict(list), collections.defaultdict(list), {}
     for turn in range(options.rounds):
         alone.append(raw(path, [1])["medians"][1])
         in_python.append(raw_python(path))
         nothing.append(floor(request, options.seconds))
         for kind in options.servers:
-            with Server(kind, "mlp", path, fresh(folder)) as server:
+            with Server(kind, name, path, fresh(folder)) as server:
                 started[kind].append(server.started)
                 for protocol in protocols(kind):
                     for connections in CONNECTIONS:
                         found = measure(server, protocol, [request], connections, options.seconds)
                         cells[kind, protocol, connections].append(found)
-                        say(f"{turn + 1}/{options.rounds} {kind}, {protocol}, {connections} connections: {found.rate:.0f}/s")
+                        say(f"{turn + 1}/{options.rounds} {name}, {kind}, {protocol}, {connections} connections: {found.rate:.0f}/s")
                 memory[kind] = max(memory.get(kind, 0), server.peak_memory())
     started = {kind: statistics.median(times) for kind, times in started.items()}
     return {"raw": statistics.median(alone), "python": statistics.median(in_python), "floor": statistics.median(nothing), "cells": {cell: middle(found) for cell, found in cells.items()}, "started": started, "memory": memory}
@@ -143,6 +142,14 @@ def fresh(folder: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(tempfile.mkdtemp(dir=folder))
 
 
+def mlp(options, folder: pathlib.Path) -> dict:
+    return small(options, folder, "mlp", models.mlp(folder / "mlp.onnx", 64, 256, 256, 10))
+
+
+def digits(options, folder: pathlib.Path) -> dict:
+    return small(options, folder, "digits", models.digits(folder / "digits.onnx"))
+
+
 def bert(options, folder: pathlib.Path) -> dict:
     return large(options, folder, "bert", models.bert, np.random.default_rng(1).integers(0, 30000, (1, TOKENS)))
 
@@ -152,7 +159,7 @@ def resnet50(options, folder: pathlib.Path) -> dict:
     return large(options, folder, "resnet50", models.resnet50, image)
 
 
-PARTS = {"small": small, "bert": bert, "resnet50": resnet50, "texts": texts, "overload": overload}
+PARTS = {"mlp": mlp, "digits": digits, "bert": bert, "resnet50": resnet50, "texts": texts, "overload": overload}
 
 
 def some_of(known):
