@@ -94,7 +94,11 @@ impl Pace {
 
     /// How long so many rows of a class may be expected to take that wait for their turn.
     pub fn backlog(&self, waiting: Size) -> Duration {
-        let batch = self.paying(Size { rows: self.max_rows, ..waiting });
+        // Whoever turned requests away for what is not known yet would never find out.
+        let batch = match self.best(Size { rows: self.max_rows, ..waiting }) {
+            Best::Known(rows) => rows,
+            Best::Above(_) | Best::Unknown => self.max_rows,
+        };
         let at_once = batch.saturating_mul(self.instances);
         let full = u32::try_from(waiting.rows / at_once).unwrap_or(u32::MAX);
         let rest = (waiting.rows % at_once).div_ceil(self.instances);
@@ -121,16 +125,24 @@ impl Pace {
     /// How many of so many rows are best run together: as few as take hardly more time for each than the best number does. Where the
     /// largest that were seen are best, it is as many as may be tried.
     pub fn paying(&self, size: Size) -> usize {
+        match self.best(size) {
+            Best::Known(rows) => rows,
+            Best::Above(rows) => size.rows.min(tried(rows)),
+            Best::Unknown => size.rows.min(FIRST),
+        }
+    }
+
+    fn best(&self, size: Size) -> Best {
         let row = |order: usize| self.seen(size.class, order).map(|seen| seen.seconds / seen.rows);
         let most = order(size.rows);
         let best = (0..=most).filter_map(row).fold(f64::INFINITY, f64::min);
         let smallest = (0..=most).find(|order| row(*order).is_some_and(|row| row <= HARDLY * best));
         let largest = (0..=most).rev().find(|order| row(*order).is_some());
         match smallest {
-            None => size.rows.min(FIRST),
-            Some(order) if smallest < largest => 1 << order,
-            Some(order) if order < most => size.rows.min(tried(1 << order)),
-            Some(_) => size.rows,
+            None => Best::Unknown,
+            Some(order) if smallest < largest => Best::Known(1 << order),
+            Some(order) if order < most => Best::Above(1 << order),
+            Some(_) => Best::Known(size.rows),
         }
     }
 
@@ -154,6 +166,16 @@ impl Pace {
             }
         })
     }
+}
+
+/// The best size of a batch.
+enum Best {
+    /// As far as is known.
+    Known(usize),
+    /// So many rows, or more: larger batches were not seen.
+    Above(usize),
+    /// Nothing was seen.
+    Unknown,
 }
 
 /// How many rows may be run together to find out how long that takes, where so many are best as far as is known. A model may take
@@ -198,6 +220,13 @@ mod tests {
             let found = milliseconds(pace.backlog(rows(number)));
             assert!((found - expected).abs() < 1e-6, "{number}: {found}");
         }
+    }
+
+    #[test]
+    fn nobody_is_turned_away_for_what_larger_batches_might_take() {
+        // One row took 4 ms, and so might all that wait: two would be run next, but nobody knows that they take longer.
+        let pace = pace(256, 1, &[(1, 4.0)]);
+        assert_eq!((pace.paying(rows(64)), pace.backlog(rows(64))), (2, Duration::from_millis(4)));
     }
 
     #[test]
