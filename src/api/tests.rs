@@ -199,8 +199,7 @@ fn what_is_told_of_requests_goes_to_an_endpoint_and_is_a_fraction() {
 /// kstatus takes an object without status for one that is as it should be; so does every tool that is built on it.
 #[test]
 fn an_object_that_nobody_has_looked_at_yet_says_so() {
-    use kube::CustomResourceExt;
-    let crd = serde_json::to_value(ModelDeployment::crd()).unwrap();
+    let crd = serde_json::to_value(definition()).unwrap();
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
     assert_eq!(schema["status"]["default"], json!({"observedGeneration": -1}));
     assert_eq!(schema["spec"]["properties"]["replicas"]["default"], json!(1));

@@ -66,9 +66,10 @@ fn flat<T: Element>(elements: usize, json: &str, room: usize) -> Option<T::Sink>
     let mut sink = T::sink(room);
     for place in 1..=elements {
         // Where there are no digits at all, zero is what is found in nothing.
-        let (number, length) = T::first_number(rest.trim_ascii_start()).filter(|(_, length)| *length > 0)?;
+        let text = rest.trim_ascii_start();
+        let (number, length) = T::first_number(text).filter(|(_, length)| *length > 0)?;
         T::push(number, &mut sink);
-        let (&after, others) = rest.trim_ascii_start().get(length..)?.trim_ascii_start().split_first()?;
+        let (&after, others) = text.get(length..)?.trim_ascii_start().split_first()?;
         match after {
             b',' if place < elements => rest = others,
             b']' if place == elements => return Some(sink),
