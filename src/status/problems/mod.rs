@@ -202,6 +202,16 @@ impl<'a> Subject<'a> {
         terminated(&server.state).or_else(|| terminated(&server.last_state))
     }
 
+    /// Whether the kubelet has made what a container needs, its volumes and its network: what it said of them before is over.
+    fn is_prepared(&self) -> bool {
+        let mut conditions = self.status.conditions.iter().flatten();
+        if let Some(prepared) = conditions.find(|condition| condition.type_ == "PodReadyToStartContainers") {
+            return prepared.status == "True";
+        }
+        let state = self.server.and_then(|server| server.state.as_ref());
+        state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+    }
+
     /// What the kubelet says in Events of that reason, the latest first; what only says that it waited comes last.
     fn said(&self, reason: &str) -> Vec<&'a str> {
         let uid = self.pod.metadata.uid.as_ref();

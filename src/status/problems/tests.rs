@@ -158,6 +158,41 @@ fn of_the_kubelets_words_the_cause_comes_before_the_waiting() {
 }
 
 #[test]
+fn what_the_kubelet_said_before_it_had_made_the_volumes_is_over() {
+    let said = |reason: &str, message: &str| -> Event {
+        let event = json!({"metadata": {}, "involvedObject": {"uid": "a"}, "reason": reason, "message": message});
+        serde_json::from_value(event).unwrap()
+    };
+    let late = "MountVolume.SetUp failed for volume \"lock\" : failed to sync configmap cache: timed out waiting for the condition";
+    let events = [
+        said("FailedMount", late),
+        said("FailedMount", "MountVolume.SetUp failed for volume \"model\" : configmap \"m\" not found"),
+        said("FailedCreatePodSandBox", "no network"),
+    ];
+    let found =
+        |pod: &Pod, events: &[Event]| root_cause(&Sight { events, ..sight(&[pod]) }).map(|problem| problem.reason);
+    let creating = container("a", &json!({"waiting": {"reason": "ContainerCreating"}}), &json!({}));
+    let running = container("a", &json!({"running": {}}), &json!({}));
+    let prepared = |pod: &Pod, status: &str| {
+        let mut pod = pod.clone();
+        let condition = json!([{"type": "PodReadyToStartContainers", "status": status}]);
+        pod.status.as_mut().unwrap().conditions = serde_json::from_value(condition).unwrap();
+        pod
+    };
+    for (event, reason) in events.iter().zip(["VolumeNotMounted", "ConfigMapNotFound", "ContainerNotCreated"]) {
+        let event = std::slice::from_ref(event);
+        assert_eq!(found(&creating, event), Some(reason), "a kubelet that has no such condition");
+        assert_eq!(found(&prepared(&creating, "False"), event), Some(reason));
+        assert_eq!(found(&prepared(&creating, "True"), event), None, "its image is being pulled");
+        assert_eq!(found(&prepared(&running, "True"), event), None);
+        assert_eq!(found(&running, event), None);
+    }
+    let not_ready = said("Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 404");
+    let events = [events[0].clone(), not_ready];
+    assert_eq!(found(&running, &events), Some("ReadinessProbeFailed"), "what is, not what was");
+}
+
+#[test]
 fn a_pod_that_was_taken_away_long_ago_explains_nothing() {
     let evicted = json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory.",
         "startTime": "2026-01-01T00:00:00Z"});

@@ -42,8 +42,8 @@ def said_by_servers(namespace: Namespace, store: ModelStore, digits: bytes) -> l
     text = store.add("text.onnx", b"<html><body>please log in</body></html>")
     files = {"opset": "refused-opset", "external": "external", "outside": "refused-external", "endless": "refused-endless"}
     uris = {name: store.add(f"{name}.onnx", (MODELS / f"{file}.onnx").read_bytes()) for name, file in files.items()}
-    # About 40 MiB: beside some 30 MiB of the server's own it fits into 96 MiB, and its copy while it is loaded does not.
-    large = store.add("large.onnx", heavy(3200, 1, in_nodes=True))
+    # About 100 MiB: beside what the server has before, at most 30 MiB, it fits into 152 MiB, and its copy while it is loaded does not.
+    large = store.add("large.onnx", heavy(5120, 1, in_nodes=True))
     memory = lambda limit: {"resources": {"requests": {"memory": "16Mi"}, "limits": {"memory": limit}}}
     secret = lambda name, **data: namespace.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data})
     secret("clear", team="hushhush")
@@ -65,7 +65,7 @@ def said_by_servers(namespace: Namespace, store: ModelStore, digits: bytes) -> l
         Case(manifest("clear-keys", good, server={"apiKeysSecret": "clear"}), "ApiKeysInvalid", **stalled),
         Case(manifest("broken-tls", good, server={"tls": {"certificateSecret": "broken"}}), "TlsInvalid", **stalled),
         Case(manifest("too-large", large, server=memory("48Mi")), "OutOfMemory", **stalled),
-        Case(manifest("killed", large, server=memory("96Mi")), "OutOfMemory", **stalled),
+        Case(manifest("killed", large, server=memory("152Mi")), "OutOfMemory", **stalled),
     ]
 
 
