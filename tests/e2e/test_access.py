@@ -33,7 +33,7 @@ def test_only_clients_with_a_key_are_answered_and_repeated_questions_from_memory
     namespace.apply(keys_of(red=red))
     namespace.apply(manifest("digits", store.add("one.onnx", digits), server={"apiKeysSecret": "clients", "responseCache": "1Mi"}))
     namespace.wait_served("digits")
-    url = f"http://{namespace.address('digits')}/v2/models/digits/infer"
+    url = namespace.infer_url("digits")
     ask = lambda key: httpx.post(url, json=BODY, headers={"authorization": f"Bearer {key}"})
 
     refused = httpx.post(url, json=BODY)
@@ -267,7 +267,7 @@ def test_one_client_cannot_ask_more_than_its_limit_and_others_are_not_held_up_by
     uri = store.add("one.onnx", digits)
     namespace.apply(manifest("digits", uri, server={"clientLimit": limit}))
     namespace.wait_served("digits")
-    url = f"http://{namespace.address('digits')}/v2/models/digits/infer"
+    url = namespace.infer_url("digits")
 
     def ask(client: httpx.Client, times: int, **headers: str) -> collections.Counter:
         found = [client.post(url, json=BODY, headers=headers) for _ in range(times)]

@@ -66,7 +66,7 @@ def test_helm_takes_over_upgrades_rolls_back_and_leaves_while_a_model_serves(
     namespace.apply(manifest("digits", store.add("one.onnx", digits), replicas=2))
     namespace.wait_served("digits")
     servers = sorted(pod["metadata"]["uid"] for pod in namespace.pods("digits"))
-    load = Load(f"http://{namespace.address('digits')}/v2/models/digits/infer", BODY, rate=20, seconds=600)
+    load = Load(namespace.infer_url("digits"), BODY, rate=20, seconds=600)
     try:
         first, arguments = operator()
         assert "--log=info" in arguments

@@ -35,7 +35,7 @@ def restarts(namespace, name: str) -> int:
 
 
 def load_on(namespace, name: str) -> Load:
-    return Load(f"http://{namespace.address(name)}/v2/models/{name}/infer", BODY, rate=10, seconds=300)
+    return Load(namespace.infer_url(name), BODY, rate=10, seconds=300)
 
 
 def check_case(namespace, case: Case) -> None:

@@ -58,7 +58,7 @@ def test_applying_every_second_in_each_way_is_no_fight(namespace, store, tmp_pat
     served = {way: namespace.model(way) for way in WAYS}
     loops = {way: Reapplied(repository, way) for way, repository in repositories.items()}
     # More than one server carries, however fast the machine is at the moment: 140 to 460 rows a second were seen.
-    loads = [Load(f"http://{namespace.address(way)}/v2/models/{way}/infer", BODY, rate=60, seconds=120) for way in WAYS]
+    loads = [Load(namespace.infer_url(way), BODY, rate=60, seconds=120) for way in WAYS]
     two_answer = lambda way: namespace.status(way)["variants"][0]["ready"] == 2
     try:
         for way in WAYS:

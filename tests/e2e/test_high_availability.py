@@ -21,7 +21,7 @@ def served(namespace, store, digits):
     """A model with two servers under load, of which no request may fail."""
     namespace.apply(manifest("digits", store.add("one.onnx", digits), replicas=2))
     namespace.wait_served("digits")
-    load = Load(f"http://{namespace.address('digits')}/v2/models/digits/infer", BODY, rate=20, seconds=300)
+    load = Load(namespace.infer_url("digits"), BODY, rate=20, seconds=300)
     began = time.monotonic()
     yield namespace
     # Also where the takeover was quick.

@@ -40,7 +40,7 @@ def test_a_real_prometheus_scrapes_answers_the_dashboards_and_evaluates_the_aler
     namespace.apply(manifest("digits", store.add("one.onnx", digits), scaling=scaling, server=server))
     namespace.apply(manifest("broken", store.uri("missing.onnx"), replicas=1))
     namespace.wait_served("digits")
-    load = Load(f"http://{namespace.address('digits')}/v2/models/digits/infer", BODY, rate=20, seconds=120)
+    load = Load(namespace.infer_url("digits"), BODY, rate=20, seconds=120)
     try:
         check_targets(namespace, prometheus)
         # Rates need some scrapes.

@@ -1,10 +1,8 @@
 """Models in a real registry, pushed by oras; models of several files, and models in archives."""
 
 import io
-import json
 import pathlib
 import tarfile
-import urllib.request
 
 import pytest
 
@@ -21,13 +19,6 @@ def registry(tmp_path_factory):
     made = Registry(tmp_path_factory.mktemp("registry"))
     yield made
     made.close()
-
-
-def ask(namespace, name: str, tensor: str) -> list[dict]:
-    body = {"inputs": [{"name": tensor, "shape": [1, 64], "datatype": "FP32", "data": [0.0] * 64}]}
-    url = f"http://{namespace.address(name)}/v2/models/{name}/infer"
-    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=10) as answer:
-        return json.load(answer)["outputs"]
 
 
 def external() -> dict[str, bytes]:
@@ -58,7 +49,7 @@ def test_an_artifact_is_served_and_a_revision_stays_with_it_when_its_tag_moves(n
     namespace.apply({"apiVersion": "v1", "kind": "List", "items": objects})
     namespace.wait_served("digits")
     assert namespace.status("digits")["stable"]["digest"] == first
-    assert ask(namespace, "digits", "pixels")
+    assert namespace.ask("digits", "pixels")
 
     # A server that comes later reads what the first one read, though the tag leads elsewhere now.
     second = registry.push("models/digits:3", {"model.onnx": digits_v2})
@@ -112,7 +103,8 @@ def test_a_model_of_several_files_is_served_from_wherever_it_comes(namespace, re
     answers = []
     for name in ("pushed", "web", "packed", "pushed-folder", "pushed-archive"):
         namespace.wait_served(name, timeout=90)
-        answers.append(ask(namespace, name, "x")[0]["data"])
+        (answer,) = namespace.ask(name, "x").values()
+        answers.append(answer)
     assert all(answer == answers[0] for answer in answers) and abs(sum(answers[0]) - 1) < 1e-5
     assert namespace.status("pushed")["stable"]["digest"] == pushed
     # Changed bytes in the other file are changed bytes of the model.

@@ -21,7 +21,7 @@ def test_a_new_model_file_is_rolled_out_without_a_failed_request(namespace, stor
     namespace.apply(manifest("digits", store.add("one.onnx", digits), replicas=2))
     namespace.wait_served("digits")
     first = wait_for("the digest is known", lambda: with_digest(namespace), 10)
-    load = Load(f"http://{namespace.address('digits')}/v2/models/digits/infer", BODY, rate=50, seconds=300)
+    load = Load(namespace.infer_url("digits"), BODY, rate=50, seconds=300)
     try:
         namespace.apply(manifest("digits", store.add("two.onnx", digits_v2), replicas=2))
         namespace.wait_served("digits")

@@ -25,7 +25,7 @@ def test_load_scales_up_and_its_end_scales_down_without_a_failed_request(namespa
         )
     )
     namespace.wait_served("heavy")
-    url = f"http://{namespace.address('heavy')}/v2/models/heavy/infer"
+    url = namespace.infer_url("heavy")
     line = Timeline(namespace)
     answers = []
     for rate, seconds in [(QUIET, 15), (RISING, 20), (BUSY, 45)]:

@@ -80,7 +80,7 @@ def test_servers_run_on_both_nodes_and_share_the_requests(namespace, store, digi
     pods = namespace.pods("digits")
     assert {pod["spec"]["nodeName"] for pod in pods} == {"node-0", "node-1"}
 
-    url = f"http://{namespace.address('digits')}/v2/models/digits/infer"
+    url = namespace.infer_url("digits")
     body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": expected[0][0].tolist()}]}
     for _ in range(200):
         # A connection of its own for each request, as many clients would have.

@@ -37,7 +37,7 @@ class SteadyLoad:
     machine from which they come."""
 
     def __init__(self, namespace: Namespace, name: str, body: bytes, rate: int = 20, source: str = "0.0.0.0"):
-        url = f"http://{namespace.address(name)}/v2/models/{name}/infer"
+        url = namespace.infer_url(name)
         self.started = time.time()
         self.loads = {kind: Load(url, body, rate, 900, kept=kind == "kept", source=source) for kind in ("new", "kept")}
 

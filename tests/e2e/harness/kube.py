@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+import urllib.request
 
 
 class KubectlError(Exception):
@@ -98,6 +99,16 @@ class Namespace:
     def address(self, name: str) -> str:
         """The cluster address of a model's Service."""
         return self.get("service", name)["spec"]["clusterIP"]
+
+    def infer_url(self, name: str) -> str:
+        """Where a model's predictions are asked for, over HTTP."""
+        return f"http://{self.address(name)}/v2/models/{name}/infer"
+
+    def ask(self, name: str, tensor: str) -> dict[str, list]:
+        """Asks a model about 64 zeros; the values of its outputs by their names."""
+        body = {"inputs": [{"name": tensor, "shape": [1, 64], "datatype": "FP32", "data": [0.0] * 64}]}
+        with urllib.request.urlopen(self.infer_url(name), json.dumps(body).encode(), timeout=10) as answer:
+            return {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
 
     def events(self, name: str) -> list[dict]:
         return self.items("events", "--field-selector", f"involvedObject.name={name}")
