@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::config::HealthcheckArguments;
+use crate::arguments::HealthcheckArguments;
 
 /// Connecting, and each wait for bytes, may take this long.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -9,6 +9,7 @@
 //! read or run something else.
 
 pub mod access;
+pub mod arguments;
 mod around;
 pub mod autotune;
 pub mod batch;

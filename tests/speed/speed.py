@@ -182,14 +182,20 @@ def main():
     parser.add_argument("--servers", type=some_of(SERVERS), default=SERVERS)
     parser.add_argument("--report", type=pathlib.Path, help="a document that the tables go into, and the plot beside it")
     options = parser.parse_args()
-    results = {}
+    results, failed = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for part in options.parts:
-            results[part] = PARTS[part](options, pathlib.Path(folder))
+            # What was measured before something fails is told all the same.
+            try:
+                results[part] = PARTS[part](options, pathlib.Path(folder))
+            except (AssertionError, OSError, subprocess.SubprocessError) as error:
+                failed.append(f"{part}: {error}")
     text = report.tables(results)
     print(text)
     if options.report:
         report.write(options.report, text, results)
+    if failed:
+        sys.exit("not measured: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

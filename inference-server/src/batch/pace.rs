@@ -14,8 +14,10 @@ const GAIN: f64 = 0.95;
 const HARDLY: f64 = 1.02;
 /// A batch of so many rows is run where nothing is known.
 const FIRST: usize = 8;
-/// How much a new batch counts against all before it.
+/// How much a new batch counts against all before it, once there were so many that each counts no more than this.
 const NEW: f64 = 0.2;
+/// Larger batches are known not to pay when they were seen so often: one may have been held up by something else.
+const SURE: u32 = 3;
 
 /// Rows of about as many bytes: their order of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub(super) struct Size {
 struct Seen {
     seconds: f64,
     rows: f64,
+    /// How many batches.
+    times: u32,
 }
 
 /// The times of batches by the order of their rows.
@@ -80,11 +84,11 @@ impl Pace {
     pub fn learn(&mut self, size: Size, seconds: f64) {
         let rows = size.rows.max(1) as f64;
         let times = self.classes[size.class.index()].get_or_insert_with(|| Box::new([None; ORDERS]));
-        let seen = &mut times[order(size.rows)];
-        *seen = Some(seen.map_or(Seen { seconds, rows }, |before| Seen {
-            seconds: before.seconds + NEW * (seconds - before.seconds),
-            rows: before.rows + NEW * (rows - before.rows),
-        }));
+        let seen = times[order(size.rows)].get_or_insert(Seen { seconds, rows, times: 0 });
+        seen.times = seen.times.saturating_add(1);
+        let new = NEW.max(1.0 / f64::from(seen.times));
+        seen.seconds += new * (seconds - seen.seconds);
+        seen.rows += new * (rows - seen.rows);
     }
 
     /// How long a batch may be expected to take; zero where nothing is known.
@@ -137,12 +141,12 @@ impl Pace {
         let most = order(size.rows);
         let best = (0..=most).filter_map(row).fold(f64::INFINITY, f64::min);
         let smallest = (0..=most).find(|order| row(*order).is_some_and(|row| row <= HARDLY * best));
-        let largest = (0..=most).rev().find(|order| row(*order).is_some());
-        match smallest {
-            None => Best::Unknown,
-            Some(order) if smallest < largest => Best::Known(1 << order),
-            Some(order) if order < most => Best::Above(1 << order),
-            Some(_) => Best::Known(size.rows),
+        let Some(order) = smallest else { return Best::Unknown };
+        let larger = (order + 1..=most).find_map(|order| self.seen(size.class, order));
+        match larger {
+            Some(seen) if seen.times >= SURE => Best::Known(1 << order),
+            _ if order < most => Best::Above(1 << order),
+            _ => Best::Known(size.rows),
         }
     }
 
@@ -172,7 +176,7 @@ impl Pace {
 enum Best {
     /// As far as is known.
     Known(usize),
-    /// So many rows, or more: larger batches were not seen.
+    /// So many rows, or more: larger batches were not seen, or not often enough.
     Above(usize),
     /// Nothing was seen.
     Unknown,
@@ -200,10 +204,10 @@ mod tests {
         Size { rows, class: CLASS }
     }
 
-    /// A pace that has seen batches of these rows, with what each took in milliseconds.
+    /// A pace that has seen batches of these rows often enough, with what each took in milliseconds.
     fn pace(max_rows: usize, instances: usize, seen: &[(usize, f64)]) -> Pace {
         let mut pace = Pace::new(max_rows, instances);
-        for (number, milliseconds) in seen {
+        for (number, milliseconds) in seen.iter().flat_map(|seen| [seen; SURE as usize]) {
             pace.learn(rows(*number), milliseconds / 1e3);
         }
         pace
@@ -227,6 +231,21 @@ mod tests {
         // One row took 4 ms, and so might all that wait: two would be run next, but nobody knows that they take longer.
         let pace = pace(256, 1, &[(1, 4.0)]);
         assert_eq!((pace.paying(rows(64)), pace.backlog(rows(64))), (2, Duration::from_millis(4)));
+    }
+
+    #[test]
+    fn a_batch_that_was_held_up_once_does_not_decide_what_pays() {
+        let mut pace = Pace::new(256, 1);
+        pace.learn(rows(1), 0.01);
+        pace.learn(rows(2), 0.03);
+        assert_eq!(pace.paying(rows(64)), 2, "once is no evidence");
+        assert!(pace.backlog(rows(64)) < Duration::from_millis(100), "and nobody is turned away for it");
+        for _ in 1..SURE {
+            pace.learn(rows(2), 0.011);
+        }
+        assert_eq!(pace.paying(rows(64)), 4);
+        let slow = self::pace(256, 1, &[(1, 10.0), (2, 30.0)]);
+        assert_eq!((slow.paying(rows(64)), slow.backlog(rows(64))), (1, Duration::from_millis(640)), "always is");
     }
 
     #[test]
@@ -296,8 +315,10 @@ mod tests {
         let mut pace = pace(8, 1, &[(1, 1.0), (8, 2.0)]);
         let long = |rows: usize| Size { rows, class: Class(9) };
         assert_eq!((pace.batch(long(1)), pace.paying(long(8))), (Duration::ZERO, 8), "nobody knows");
-        pace.learn(long(1), 0.1);
-        pace.learn(long(8), 0.8);
+        for _ in 0..SURE {
+            pace.learn(long(1), 0.1);
+            pace.learn(long(8), 0.8);
+        }
         assert_eq!((pace.paying(long(8)), pace.paying(rows(8))), (1, 8));
         let classes = [(0, 0), (1, 1), (64, 1), (127, 1), (128, 1), (1280, 10), (usize::MAX, 1)];
         assert_eq!(classes.map(|(bytes, rows)| Class::of(bytes, rows).index()), [0, 1, 7, 7, 8, 8, 64]);
