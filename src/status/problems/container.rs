@@ -129,9 +129,8 @@ pub(super) fn not_created(subject: &Subject<'_>) -> Option<Problem> {
 /// Nothing but Events tells why the container is not there yet.
 pub(super) fn stuck(subject: &Subject<'_>) -> Option<Problem> {
     waiting(subject).filter(|waiting| waiting.reason.as_deref() == Some("ContainerCreating"))?;
-    let said = ["FailedCreatePodSandBox", "NetworkNotReady", "FailedCreatePodContainer", "Failed"];
-    let over = if subject.is_prepared() { 2 } else { 0 };
-    let why = said.iter().skip(over).find_map(|reason| subject.said(reason).first().copied())?;
+    let said = ["FailedCreatePodSandBox", "FailedCreatePodContainer", "Failed", "NetworkNotReady"];
+    let why = said.iter().find_map(|reason| subject.said(reason).first().copied())?;
     let message = format!("{} is not created: {}", subject.container(), words::plain(why));
     Some(workload(reason::CONTAINER_NOT_CREATED, message))
 }

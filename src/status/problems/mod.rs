@@ -119,6 +119,10 @@ const TELLING: [&str; 16] = [
     reason::NODE_LOST,
 ];
 
+/// Reasons of Events about what the kubelet makes for a pod before its containers.
+const PREPARING: [&str; 5] =
+    ["FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady"];
+
 /// The most telling problem of a revision: what a server itself said comes before what the kubelet says about it, that
 /// before what became of pods that ended, and that before what the Deployment says. Why a pod had to leave its node comes
 /// before that its successor finds none.
@@ -212,8 +216,12 @@ impl<'a> Subject<'a> {
         state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
     }
 
-    /// What the kubelet says in Events of that reason, the latest first; what only says that it waited comes last.
+    /// What the kubelet says in Events of that reason, the latest first; what only says that it waited comes last. Nothing of what
+    /// a pod needed before its containers, once it has it.
     fn said(&self, reason: &str) -> Vec<&'a str> {
+        if PREPARING.contains(&reason) && self.is_prepared() {
+            return Vec::new();
+        }
         let uid = self.pod.metadata.uid.as_ref();
         let mut events: Vec<_> = self
             .sight

@@ -65,9 +65,6 @@ fn volumes<'a>(subject: &Subject<'a>) -> impl Iterator<Item = &'a Volume> + use<
 
 /// A ConfigMap, a Secret or a key in one that a volume is made from.
 pub(super) fn object_missing(subject: &Subject<'_>) -> Option<Problem> {
-    if subject.is_prepared() {
-        return None;
-    }
     subject.said("FailedMount").into_iter().find_map(|why| missing(subject, why))
 }
 
@@ -127,9 +124,6 @@ fn field(volume: &Volume) -> &'static str {
 }
 
 pub(super) fn not_mounted(subject: &Subject<'_>) -> Option<Problem> {
-    if subject.is_prepared() {
-        return None;
-    }
     let why = ["FailedMount", "FailedAttachVolume", "FailedMapVolume"]
         .iter()
         .find_map(|reason| subject.said(reason).first().copied())?;
