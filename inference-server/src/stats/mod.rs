@@ -3,19 +3,20 @@
 //! Each number has one home here, and both endpoints are views of it. The meaning of the numbers is documented at
 //! [`ortolan_protocol::stats::Stats`].
 
+mod arrival;
+mod cells;
+mod durations;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ortolan_protocol::histogram::{self, Histogram};
 use ortolan_protocol::stats::{BatchCell, Requests};
 
-use crate::error::{Error, ErrorKind};
-use crate::telemetry::{Ended, Watch};
-
-const BUCKETS: usize = histogram::LAST_BUCKET as usize + 1;
-/// Two cells a doubling: sizes 1, 2, 3, 4, 5–6, 7–8, 9–12, 13–16 and so on.
-const CELLS: usize = 40;
+pub use self::arrival::Arrival;
+use self::cells::{CELLS, Cell, cell_of, limit_of};
+pub use self::durations::{Durations, Total};
+use crate::error::ErrorKind;
 
 /// All counters of a server.
 pub struct Counters {
@@ -207,97 +208,6 @@ impl Executed {
     }
 }
 
-/// A request on its way. Dropped without an end, its client left.
-pub struct Arrival {
-    counters: Arc<Counters>,
-    since: Instant,
-    is_open: bool,
-    watch: Option<Arc<Watch>>,
-}
-
-impl Arrival {
-    /// With what it is told of by, where it is.
-    #[must_use]
-    pub fn watched(mut self, watch: Option<Arc<Watch>>) -> Self {
-        self.watch = watch;
-        self
-    }
-
-    /// What it is told of by.
-    pub fn watch(&self) -> Option<&Arc<Watch>> {
-        self.watch.as_ref()
-    }
-
-    /// The latency counts from here: the body is there.
-    pub fn body_received(&mut self) {
-        self.since = Instant::now();
-        self.note(|watch| watch.received(self.since));
-    }
-
-    /// Notes something of a request that is told of.
-    pub fn note(&self, write: impl FnOnce(&Watch)) {
-        if let Some(watch) = &self.watch {
-            write(watch);
-        }
-    }
-
-    /// When the body was there.
-    pub fn since(&self) -> Instant {
-        self.since
-    }
-
-    /// The request is one that the model takes, and has that many rows.
-    pub fn admit(&self, rows: usize) {
-        increment(&self.counters.admitted, 1);
-        increment(&self.counters.rows_arrived, rows as u64);
-    }
-
-    /// The answer is ready to be sent.
-    pub fn finish<T>(mut self, outcome: &Result<T, Error>) {
-        self.is_open = false;
-        let error = outcome.as_ref().err().map(Error::kind);
-        self.count(error);
-        self.note(|watch| watch.ended(error.map_or(Ended::Completed, Ended::Failed)));
-    }
-
-    fn count(&self, error: Option<ErrorKind>) {
-        let counters = &self.counters;
-        let Some(error) = error else {
-            counters.latency.record(self.since.elapsed());
-            increment(&counters.completed, 1);
-            return;
-        };
-        let (counter, is_refused) = match error {
-            ErrorKind::NotReady | ErrorKind::Overloaded => (&counters.shed, false),
-            ErrorKind::DeadlineExceeded => (&counters.expired, false),
-            ErrorKind::Internal => (&counters.failed, false),
-            ErrorKind::InvalidArgument
-            | ErrorKind::Unauthenticated
-            | ErrorKind::TooManyRequests
-            | ErrorKind::NotFound
-            | ErrorKind::MethodNotAllowed
-            | ErrorKind::TooLarge
-            | ErrorKind::UnsupportedEncoding
-            | ErrorKind::RequestTimeout => (&counters.refused, true),
-        };
-        increment(counter, 1);
-        increment(&counters.errors[error as usize], 1);
-        if !is_refused {
-            increment(&counters.unsuccessful_nanoseconds, nanoseconds(self.since.elapsed()));
-        }
-    }
-}
-
-impl Drop for Arrival {
-    fn drop(&mut self) {
-        if self.is_open {
-            increment(&self.counters.expired, 1);
-            increment(&self.counters.clients_left, 1);
-            self.note(|watch| watch.ended(Ended::ClientLeft));
-        }
-    }
-}
-
 /// How long the steps took that make a model answer. Each is told once.
 #[derive(Default)]
 pub struct LoadTimes {
@@ -307,91 +217,6 @@ pub struct LoadTimes {
     pub session: OnceLock<Duration>,
     /// Running it for the first times.
     pub warm_up: OnceLock<Duration>,
-}
-
-/// A number of durations and their sum, which many threads write.
-#[derive(Default)]
-pub struct Total {
-    count: AtomicU64,
-    nanoseconds: AtomicU64,
-}
-
-impl Total {
-    /// Adds one.
-    pub fn record(&self, duration: Duration) {
-        increment(&self.count, 1);
-        increment(&self.nanoseconds, nanoseconds(duration));
-    }
-
-    /// How many there are, and their sum.
-    pub fn get(&self) -> (u64, Duration) {
-        let nanoseconds = self.nanoseconds.load(Ordering::Relaxed);
-        (self.count.load(Ordering::Relaxed), Duration::from_nanos(nanoseconds))
-    }
-}
-
-/// A histogram that many threads write.
-pub struct Durations {
-    buckets: [AtomicU64; BUCKETS],
-    nanoseconds: AtomicU64,
-}
-
-impl Default for Durations {
-    fn default() -> Self {
-        Self { buckets: std::array::from_fn(|_| AtomicU64::default()), nanoseconds: AtomicU64::default() }
-    }
-}
-
-impl Durations {
-    /// Adds one observation.
-    pub fn record(&self, duration: Duration) {
-        increment(&self.buckets[usize::from(histogram::bucket(duration.as_secs_f64()))], 1);
-        increment(&self.nanoseconds, nanoseconds(duration));
-    }
-
-    /// How many observations there are, and their sum.
-    pub fn totals(&self) -> (u64, Duration) {
-        let count = self.buckets.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-        (count, Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed)))
-    }
-
-    /// The observations so far.
-    pub fn snapshot(&self) -> Histogram {
-        let buckets = (0_u16..).zip(&self.buckets).map(|(bucket, count)| (bucket, count.load(Ordering::Relaxed)));
-        Histogram {
-            buckets: buckets.filter(|(_, count)| *count > 0).collect(),
-            sum: seconds(self.nanoseconds.load(Ordering::Relaxed)),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Default)]
-struct Cell {
-    count: u64,
-    rows: u64,
-    nanoseconds: u64,
-}
-
-/// The cell that batches of a size are counted in.
-fn cell_of(rows: usize) -> usize {
-    if rows <= 2 {
-        return rows.saturating_sub(1);
-    }
-    // For 2^k < rows <= 2^(k+1): the lower or the upper half of the interval.
-    let doubling = (rows - 1).ilog2() as usize;
-    let is_upper = rows > (1 << doubling) + (1 << (doubling - 1));
-    (2 * doubling + usize::from(is_upper)).min(CELLS - 1)
-}
-
-/// The largest batch that is counted in a cell.
-fn limit_of(cell: usize) -> u64 {
-    match cell {
-        0 | 1 => cell as u64 + 1,
-        // It takes whatever is larger, too.
-        _ if cell == CELLS - 1 => u64::MAX,
-        _ if cell.is_multiple_of(2) => 3 << (cell / 2 - 1),
-        _ => 2 << (cell / 2),
-    }
 }
 
 fn increment(counter: &AtomicU64, by: u64) {
@@ -409,6 +234,7 @@ fn seconds(nanoseconds: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn every_arrival_ends_in_exactly_one_way() {
@@ -455,24 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn batch_sizes_share_a_cell_with_their_neighbours_only() {
-        let sizes: Vec<usize> = (1..=33).map(cell_of).collect();
-        assert_eq!(sizes[..8], [0, 1, 2, 3, 4, 4, 5, 5]);
-        assert_eq!(cell_of(12), cell_of(9));
-        assert_ne!(cell_of(13), cell_of(12));
-        assert_eq!((cell_of(16), cell_of(17)), (7, 8));
-        assert!(sizes.is_sorted() && sizes.windows(2).all(|pair| pair[1] - pair[0] <= 1));
-        assert_eq!(cell_of(0), 0);
-        assert_eq!(cell_of(usize::MAX), CELLS - 1);
-    }
-
-    #[test]
-    fn each_cell_has_the_largest_size_that_is_counted_in_it_for_its_limit() {
-        for cell in 0..CELLS - 1 {
-            let limit = usize::try_from(limit_of(cell)).unwrap();
-            assert_eq!((cell_of(limit), cell_of(limit + 1)), (cell, cell + 1), "{cell}");
-        }
-        assert_eq!(limit_of(CELLS - 1), u64::MAX);
+    fn batches_are_counted_by_size() {
         let counters = Counters::default();
         for rows in [1, 5, 6, 6, 32, 9_000_000] {
             counters.record_batch(rows, Duration::from_secs(1));
@@ -505,15 +314,5 @@ mod tests {
         admitted.finish(&Err::<(), _>(Error::new(ErrorKind::Overloaded, "")));
         let (requests, _) = counters.requests();
         assert_eq!((requests.arrived, requests.admitted, counters.rows_arrived()), (2, 1, 3));
-    }
-
-    #[test]
-    fn durations_keep_their_sum_and_count() {
-        let durations = Durations::default();
-        durations.record(Duration::from_micros(100));
-        durations.record(Duration::from_millis(20));
-        let snapshot = durations.snapshot();
-        assert_eq!(snapshot.count(), 2);
-        assert!((snapshot.sum - 0.0201).abs() < 1e-9);
     }
 }
