@@ -96,7 +96,7 @@ def large(options, folder: pathlib.Path, name: str, make, values: np.ndarray) ->
                     found = measure(server, "gRPC", [request], connections, 3 * options.seconds)
                     cells[kind, connections].append(found)
                     say(f"{turn + 1}/{options.rounds} {name}, {kind}, {connections} connections: {found.rate:.1f}/s")
-                memory[kind] = server.peak_memory()
+                memory[kind] = max(memory.get(kind, 0), server.peak_memory())
     best = statistics.median(max(rows / seconds for rows, seconds in one["medians"].items()) for one in alone)
     session = statistics.median(one["session"] for one in alone)
     single = statistics.median(1 / one["medians"][1] for one in alone)
@@ -118,7 +118,7 @@ def texts(options, folder: pathlib.Path) -> dict:
                     found = measure(server, "REST JSON", requests, connections, 2 * options.seconds)
                     cells[kind, connections].append(found)
                     say(f"{turn + 1}/{options.rounds} texts, {kind}, {connections} connections: {found.rate:.1f}/s")
-                memory[kind] = server.peak_memory()
+                memory[kind] = max(memory.get(kind, 0), server.peak_memory())
     return {"raw": 1 / statistics.median(alone), "lengths": lengths, "memory": memory, "cells": {cell: middle(found) for cell, found in cells.items()}}
 
 

@@ -7,11 +7,9 @@ use std::time::Duration;
 
 /// Numbers of rows are told apart by their order of two; the last has all that are larger.
 const ORDERS: usize = 17;
-/// A row that takes less than this part of the time is worth a moment's wait.
+/// A row that takes less than this part of the time is worth a moment's wait, or a larger batch. For less it is not: what is answered in
+/// two batches is answered earlier by half, and larger ones take more memory.
 const GAIN: f64 = 0.95;
-/// A batch is no larger than one in which a row takes hardly more than in the best: what is answered in two batches is answered earlier
-/// by half.
-const HARDLY: f64 = 1.02;
 /// A batch of so many rows is run where nothing is known.
 const FIRST: usize = 8;
 /// How much a new batch counts against all before it, once there were so many that each counts no more than this.
@@ -126,7 +124,7 @@ impl Pace {
         }
     }
 
-    /// How many of so many rows are best run together: as few as take hardly more time for each than the best number does. Where the
+    /// How many of so many rows are best run together: as few as take no clearly longer for each than the best number does. Where the
     /// largest that were seen are best, it is as many as may be tried.
     pub fn paying(&self, size: Size) -> usize {
         match self.best(size) {
@@ -140,7 +138,7 @@ impl Pace {
         let row = |order: usize| self.seen(size.class, order).map(|seen| seen.seconds / seen.rows);
         let most = order(size.rows);
         let best = (0..=most).filter_map(row).fold(f64::INFINITY, f64::min);
-        let smallest = (0..=most).find(|order| row(*order).is_some_and(|row| row <= HARDLY * best));
+        let smallest = (0..=most).find(|order| row(*order).is_some_and(|row| GAIN * row <= best));
         let Some(order) = smallest else { return Best::Unknown };
         let larger = (order + 1..=most).find_map(|order| self.seen(size.class, order));
         match larger {
@@ -286,6 +284,7 @@ mod tests {
         for (seen, paying) in [
             // An image takes as long alone as among others.
             (&[(1, 36.0), (2, 72.0), (8, 287.0)][..], 1),
+            (&[(1, 36.0), (2, 70.0)], 1),
             (&[(1, 40.0), (2, 60.0), (4, 110.0), (8, 200.0)], 8),
             // Padding, or a cache that is too small: larger ones take longer for each.
             (&[(1, 10.0), (2, 12.0), (4, 40.0), (8, 160.0)], 2),
