@@ -106,3 +106,4 @@ examples: ## Trains the examples' models anew
 .PHONY: setup
 setup:
 	@tools/setup
+	@tools/checkout
