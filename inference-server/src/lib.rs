@@ -18,7 +18,7 @@ mod cgroup;
 pub mod classify;
 pub mod client_limit;
 pub mod config;
-mod confine;
+pub mod confine;
 pub mod cpu;
 pub mod describe;
 pub mod engine;

@@ -91,7 +91,7 @@ pub async fn load(fetched: Fetched, plan: Plan, counters: Arc<Counters>) -> Resu
 
 fn load_here(fetched: &Fetched, plan: Plan, counters: Arc<Counters>) -> Result<Model, Failure> {
     // The engine's threads are started from here, too.
-    confine::to(&[fetched.path.parent().unwrap_or(Path::new(".")), &fetched.path]);
+    confine::model(&[fetched.path.parent().unwrap_or(Path::new(".")), &fetched.path]);
     let (plan, trials) = plan.tuned(fetched)?;
     let start = Instant::now();
     let engine = engine::load(&fetched.path, &fetched.companions, plan.loading)?;

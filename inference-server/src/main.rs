@@ -11,7 +11,7 @@ use ortolan_server::arguments::{Arguments, Command, HealthcheckArguments, ServeA
 use ortolan_server::config::Config;
 use ortolan_server::last_words::Testament;
 use ortolan_server::lifecycle::{self, End};
-use ortolan_server::{cpu, healthcheck};
+use ortolan_server::{confine, cpu, healthcheck};
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
@@ -82,6 +82,7 @@ fn check(arguments: &HealthcheckArguments) {
 
 fn serve(arguments: ServeArguments, last_words: &Testament, started: Instant) -> Result<End, Failure> {
     let config = Config::try_from(arguments)?;
+    confine::process(&config.cache_dir);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cpu::threads(config.cpus))
         .enable_all()

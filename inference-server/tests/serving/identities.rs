@@ -11,7 +11,7 @@ use ortolan_protocol::failure::FailureReason::{CredentialsInvalid, SourceForbidd
 
 use crate::common::serve;
 use crate::objects::{self, SECRET};
-use crate::process::Program;
+use crate::program::Program;
 use crate::sources::bytes;
 
 type Asked = Arc<Mutex<Vec<(String, HeaderMap, String)>>>;

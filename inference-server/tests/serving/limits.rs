@@ -21,7 +21,7 @@ use tonic_types::StatusExt;
 
 use crate::common::{Answer, get, infer, send, server};
 use crate::grpc;
-use crate::process::Program;
+use crate::program::Program;
 
 /// Two requests at once, then one a second.
 const TWO: [&str; 4] = ["--client-requests-per-second", "1", "--client-burst", "2"];

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+mod confined;
 mod describe;
 mod encodings;
 mod errors;
@@ -17,6 +18,7 @@ mod mapped;
 mod objects;
 mod packages;
 mod process;
+mod program;
 mod registries;
 mod repeated;
 mod rest;

@@ -22,7 +22,7 @@ use serde_json::json;
 use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::common::serve;
-use crate::process::{Program, add_model, body, message};
+use crate::program::{Program, add_model, body, message};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
