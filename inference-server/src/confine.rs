@@ -13,8 +13,8 @@ use std::fs;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, RestrictionStatus,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, RestrictionStatus, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use tracing::info;
@@ -100,17 +100,17 @@ pub fn model(places: &[&Path]) -> Confinement {
 
 fn write_only_below(folder: &Path) -> Result<RestrictionStatus, RulesetError> {
     let writing = AccessFs::from_write(NEWEST);
-    let rules = Ruleset::default()
+    Ruleset::default()
         // A kernel that does not know this right lets nobody move a file from one folder to another.
         .set_compatibility(CompatLevel::SoftRequirement)
         .handle_access(AccessFs::Refer)?
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(writing | AccessFs::Execute)?
         .scope(Scope::from_all(NEWEST))?
-        .create()?;
-    // Where there is no such folder, nothing is written.
-    let rule = PathFd::new(folder).ok().map(|folder| Ok::<_, RulesetError>(PathBeneath::new(folder, writing)));
-    rules.add_rules(rule)?.restrict_self()
+        .create()?
+        // Where there is no such folder, nothing is written.
+        .add_rules(path_beneath_rules([folder], writing))?
+        .restrict_self()
 }
 
 fn read_only(places: &[&Path]) -> Result<RestrictionStatus, RulesetError> {

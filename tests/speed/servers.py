@@ -44,8 +44,8 @@ class Server:
             for folder in tree:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(folder.name), signal.SIGKILL)
-            self._process.poll()
             time.sleep(0.01)
+        self._process.wait()
 
     def _ortolan(self, model, folder):
         ports = ["--http-port", self.http, "--grpc-port", self.grpc, "--ops-port", self._other]
@@ -80,10 +80,10 @@ class Server:
         raise AssertionError(f"{self.kind} is not ready: {log.read_text()[-2000:]}")
 
     def _tree(self) -> list[pathlib.Path]:
-        """The process folders of the server and of what it started, but for taskset, which it replaced."""
+        """The process folders of the server and of what it started and still runs, but for taskset, which it replaced."""
         session = str(self._process.pid)
-        folders = (folder for folder in pathlib.Path("/proc").glob("[0-9]*"))
-        return [folder for folder in folders if fields(folder)[3:4] == [session]]
+        folders = ((folder, fields(folder)) for folder in pathlib.Path("/proc").glob("[0-9]*"))
+        return [folder for folder, told in folders if told[3:4] == [session] and told[0] != "Z"]
 
     def peak_memory(self) -> int:
         """Bytes."""
